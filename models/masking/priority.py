@@ -1,0 +1,56 @@
+"""The most important tokens of the clip by learned priority, and a few random others."""
+
+from collections.abc import Mapping
+from typing import ClassVar, Literal, Self
+
+import torch
+from pydantic import Field, model_validator
+
+from models.grid import Grid
+from models.masking import MaskingConfig, first_real, share_of, shuffled
+from models.shapes import Bool, Int, Shaped, Tensor
+from models.top_k import top_k_positions
+
+
+class Config(MaskingConfig):
+    """Takes the top tokens over the whole clip, then random ones from the rest.
+
+    Source: arXiv 2411.13683, section 3: 10 % by priority and 5 % at random. That the two do not overlap is our reading.
+    """
+
+    needs: ClassVar[tuple[str, ...]] = ("priority",)
+
+    name: Literal["priority"] = "priority"
+    """The name in a recipe."""
+
+    top: float = Field(default=0.10, ge=0, le=1)
+    """Tokens taken for their priority over tokens of the clip, rounded down."""
+
+    random: float = Field(default=0.05, ge=0, le=1)
+    """Tokens drawn from the rest over tokens of the clip, rounded down."""
+
+    @model_validator(mode="after")
+    def _parts_fit_the_clip(self) -> Self:
+        if not 0 < self.top + self.random <= 1:
+            raise ValueError(f"top {self.top} and random {self.random} must add up to a share above 0 and at most 1")
+        return self
+
+    def count(self, grid: Grid) -> int:
+        """Top and random tokens together, each rounded down."""
+        return share_of(self.top, grid.num_tokens) + share_of(self.random, grid.num_tokens)
+
+    def select(
+        self,
+        grid: Grid,
+        *,
+        products: Mapping[str, Shaped[Tensor, " N"]],
+        real: Bool[Tensor, " N"],
+        generator: torch.Generator,
+    ) -> Int[Tensor, " M"]:
+        """Positions of the highest ``products["priority"]`` and of random others; equal priorities go to the lowest."""
+        by_priority = top_k_positions(products["priority"], grid.num_tokens)
+        top = first_real(by_priority, real, share_of(self.top, grid.num_tokens))
+        left_over = torch.ones_like(real).scatter(0, top, False)
+        order = shuffled(grid.num_tokens, generator)
+        drawn = first_real(order[left_over[order]], real, share_of(self.random, grid.num_tokens))
+        return torch.cat([top, drawn]).sort().values

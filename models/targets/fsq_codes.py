@@ -1,0 +1,40 @@
+"""The tokenizer's quantized latents: the grid vectors that the stored codes stand for."""
+
+from collections.abc import Mapping
+from typing import ClassVar, Literal
+
+from models.fsq import FSQ
+from models.grid import Patching
+from models.shapes import Float, Shaped, Tensor
+from models.targets import Target, TargetConfig
+
+
+class Config(TargetConfig):
+    """Predict the code vector of every token, one number per channel of the quantizer, in [-1, 1].
+
+    Source: arXiv 2411.13683 regresses the tokenizer's latents; that they are the raw code vectors is our reading.
+    """
+
+    needs: ClassVar[tuple[str, ...]] = ("codes",)
+
+    name: Literal["fsq_codes"] = "fsq_codes"
+    """The name in a recipe."""
+
+    def build(self, patching: Patching, levels: tuple[int, ...]) -> Target:
+        """A table look-up without a table: a code's digits are its vector."""
+        return CodeVectors(levels)
+
+
+class CodeVectors(Target):
+    """The quantizer's vectors of ``products["codes"]``."""
+
+    def __init__(self, levels: tuple[int, ...]) -> None:
+        super().__init__()
+        self.quantizer = FSQ(levels)
+        self.dim = self.quantizer.dim
+
+    def forward(
+        self, patches: Float[Tensor, "B P patch_dim"], products: Mapping[str, Shaped[Tensor, "B P"]]
+    ) -> Float[Tensor, "B P dim"]:
+        """Code vectors in [-1, 1]."""
+        return self.quantizer.vectors(products["codes"])

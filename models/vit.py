@@ -1,0 +1,194 @@
+"""The plain video transformer: pre-norm blocks, full attention over space and time, fixed sinusoidal positions.
+
+It has the form of VideoMAE's, so that weights convert both ways: biases on queries and values only, no class token, a
+final LayerNorm. The encoder takes patches that somebody already chose; what is hidden never enters it.
+"""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, Self
+
+import torch
+from einops import rearrange
+from pydantic import Field, model_validator
+from torch import nn
+from torch.nn import functional
+
+from models.config import Config
+from models.grid import Patching
+from models.shapes import Float, Int, Tensor
+
+SIZES: Mapping[str, Mapping[str, int]] = MappingProxyType(
+    {
+        "ViT-S": {"width": 384, "depth": 12, "num_heads": 6},
+        "ViT-B": {"width": 768, "depth": 12, "num_heads": 12},
+        "ViT-L": {"width": 1024, "depth": 24, "num_heads": 16},
+        "ViT-H": {"width": 1280, "depth": 32, "num_heads": 16},
+    }
+)
+"""Published encoder sizes. Source: VideoMAE, arXiv 2203.12602."""
+
+# RGB statistics of ImageNet, in [0, 1]; what every published video transformer of this family expects.
+PIXEL_MEAN = (0.485, 0.456, 0.406)
+PIXEL_STD = (0.229, 0.224, 0.225)
+
+
+def resolve_size(value: Any, sizes: Mapping[str, Mapping[str, int]]) -> Any:
+    """The fields of a published size when ``value`` is its name; any other value unchanged.
+
+    Raises:
+        ValueError: the name is unknown; the message lists the known ones.
+    """
+    if not isinstance(value, str):
+        return value
+    if value not in sizes:
+        raise ValueError(f"unknown size {value!r}; known: {', '.join(sizes)}")
+    return dict(sizes[value])
+
+
+class TransformerConfig(Config):
+    """The size of a stack of transformer blocks."""
+
+    width: int = Field(gt=0)
+    """Features of a token."""
+
+    depth: int = Field(gt=0)
+    """Number of blocks."""
+
+    num_heads: int = Field(gt=0)
+    """Attention heads; they share the width equally."""
+
+    mlp_ratio: float = Field(default=4.0, gt=0)
+    """Hidden width of the MLP over the width of a token."""
+
+    @model_validator(mode="after")
+    def _heads_share_the_width(self) -> Self:
+        if self.width % self.num_heads:
+            raise ValueError(f"width {self.width} does not divide into num_heads {self.num_heads}")
+        return self
+
+
+class EncoderConfig(TransformerConfig):
+    """The size of an encoder, in numbers or by its published name, such as ``encoder: ViT-B``."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_name(cls, value: Any) -> Any:
+        return resolve_size(value, SIZES)
+
+
+def sinusoid_positions(num_positions: int, dim: int) -> Float[Tensor, "{num_positions} {dim}"]:
+    """Fixed position vectors, sines in even and cosines in odd features; one axis over the flattened token grid.
+
+    Source: VideoMAE uses this one-axis form, with wavelengths of Vaswani et al., arXiv 1706.03762.
+    """
+    feature = torch.arange(dim)
+    rate = 10000.0 ** (-2.0 * (feature // 2).double() / dim)
+    angles = torch.arange(num_positions).double()[:, None] * rate  # [num_positions, dim]
+    return torch.where(feature % 2 == 0, angles.sin(), angles.cos()).float()
+
+
+def initialise(module: nn.Module) -> None:
+    """Set the starting weights of one module; for ``nn.Module.apply``.
+
+    Source: VideoMAE, arXiv 2203.12602: Xavier uniform weights and zero biases.
+    """
+    if isinstance(module, nn.Linear):
+        nn.init.xavier_uniform_(module.weight)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+class Attention(nn.Module):
+    """Full self-attention with one fused projection and biases on queries and values only."""
+
+    def __init__(self, width: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        # A bias on the keys would add the same number to every score of a query, which the softmax removes.
+        self.q_bias = nn.Parameter(torch.zeros(width))
+        self.v_bias = nn.Parameter(torch.zeros(width))
+        self.out = nn.Linear(width, width)
+
+    def forward(self, tokens: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
+        """Every token's mixture of all tokens of its clip."""
+        bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
+        mixed = functional.linear(tokens, self.qkv.weight, bias)
+        query, key, value = rearrange(mixed, "B N (qkv heads d) -> qkv B heads N d", qkv=3, heads=self.num_heads)
+        attended = functional.scaled_dot_product_attention(query, key, value)
+        return self.out(rearrange(attended, "B heads N d -> B N (heads d)"))
+
+
+class Block(nn.Module):
+    """Attention and an MLP, each behind a LayerNorm and added to its input."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        hidden = int(config.width * config.mlp_ratio)
+        self.norm_attention = nn.LayerNorm(config.width, eps=1e-6)
+        self.attention = Attention(config.width, config.num_heads)
+        self.norm_mlp = nn.LayerNorm(config.width, eps=1e-6)
+        self.mlp = nn.Sequential(nn.Linear(config.width, hidden), nn.GELU(), nn.Linear(hidden, config.width))
+
+    def forward(self, tokens: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
+        """The tokens after one block."""
+        tokens = tokens + self.attention(self.norm_attention(tokens))
+        return tokens + self.mlp(self.norm_mlp(tokens))
+
+
+class Encoder(nn.Module):
+    """A video transformer over whichever patches of a clip it is given.
+
+    Args:
+        config: size of the stack.
+        patching: the pixels of one token.
+        num_tokens: tokens of a whole clip. Position vectors are computed, not learned, so that the same weights load
+            into an encoder for longer clips.
+    """
+
+    position_vectors: Tensor
+    pixel_mean: Tensor
+    pixel_std: Tensor
+
+    def __init__(self, config: EncoderConfig, patching: Patching, num_tokens: int) -> None:
+        super().__init__()
+        pixels = patching.patch_dim // 3
+        self.register_buffer("pixel_mean", torch.tensor(PIXEL_MEAN).repeat(pixels), persistent=False)
+        self.register_buffer("pixel_std", torch.tensor(PIXEL_STD).repeat(pixels), persistent=False)
+        self.register_buffer("position_vectors", sinusoid_positions(num_tokens, config.width), persistent=False)
+        self.embed = nn.Linear(patching.patch_dim, config.width)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
+        self.norm = nn.LayerNorm(config.width, eps=1e-6)
+        self.apply(initialise)
+
+    def embed_patches(
+        self, patches: Float[Tensor, "B V patch_dim"], positions: Int[Tensor, "B V"]
+    ) -> Float[Tensor, "B V D"]:
+        """Tokens before the first block: the one place where pixels in [0, 1] are normalised."""
+        normalised = (patches - self.pixel_mean) / self.pixel_std
+        return self.embed(normalised) + self.position_vectors[positions]
+
+    def forward(self, patches: Float[Tensor, "B V patch_dim"], positions: Int[Tensor, "B V"]) -> Float[Tensor, "B V D"]:
+        """Tokens after the last block and the final LayerNorm.
+
+        Args:
+            patches: pixels in [0, 1], as ``models.grid.patchify`` orders them.
+            positions: where each patch lies in the clip, 0 ... num_tokens - 1.
+        """
+        return self.features(patches, positions, layer=None)
+
+    def features(
+        self, patches: Float[Tensor, "B V patch_dim"], positions: Int[Tensor, "B V"], *, layer: int | None
+    ) -> Float[Tensor, "B V D"]:
+        """Tokens after the first ``layer`` blocks, as they leave the block; ``None`` is what ``forward`` returns.
+
+        Raises:
+            ValueError: ``layer`` is not in 1 ... depth.
+        """
+        if layer is not None and not 1 <= layer <= len(self.blocks):
+            raise ValueError(f"layer {layer} is not one of the encoder's 1 ... {len(self.blocks)}")
+        tokens = self.embed_patches(patches, positions)
+        for block in self.blocks[:layer]:
+            tokens = block(tokens)
+        return self.norm(tokens) if layer is None else tokens

@@ -1,0 +1,252 @@
+"""Seeded scenes of one moving shape whose class needs both ends of the clip; pure numpy, no files, no codec.
+
+A clip has four equal quarters. In each, the shape travels a closed loop of one of ``num_motions`` types, drawn
+independently. The long label is the pair (type in the first quarter, type in the last quarter). Because every loop ends
+where it began, a frame shows nothing of the motions of other quarters. ``docs/synthetic.md`` proves what follows from
+that and says what was measured. The world is a torus: what leaves on one side comes back on the other.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import Field, model_validator
+
+from models import config
+
+Array = npt.NDArray[np.float32]
+
+MOTIONS = ("right", "left", "down", "up", "clockwise", "counterclockwise")
+"""Motion types in the order in which ``num_motions`` takes them; each one's time reversal is its neighbour."""
+
+SHAPES = ("disc", "square", "diamond")
+NUM_QUARTERS = 4
+NUM_WAVES = 6
+
+
+class Config(config.Config):
+    """How scenes look and move. The defaults are the standing instrument; measured results hold for them alone."""
+
+    seed: int = 0
+    """Key of every draw; clip ``index`` of one seed is the same clip whatever the number of clips."""
+    num_frames: int = Field(128, gt=0)
+    """Frames per clip; a multiple of four."""
+    size_px: int = Field(64, gt=0)
+    """Height and width of a frame in pixels."""
+    num_motions: int = Field(4, ge=2, le=len(MOTIONS))
+    """Motion types a quarter draws from; chance is one over its square."""
+    loops_per_quarter: int = Field(1, gt=0)
+    """Closed loops the object travels in a quarter; with the frame size it sets the speed."""
+    object_px: float = Field(24.0, gt=0)
+    """Width of the moving object in pixels."""
+    circle_share: float = Field(0.25, gt=0)
+    """Radius of the two circular motions as a share of the frame."""
+    object_contrast: float = Field(0.45, ge=0, le=1)
+    """Distance of the object's colour from mid grey, in [0, 1] of the value range."""
+    object_texture: float = Field(0.1, ge=0, le=1)
+    """Amplitude of the stripes painted on the object."""
+    background_texture: float = Field(0.06, ge=0, le=1)
+    """Standard deviation of the smooth background pattern."""
+    num_distractors: int = Field(1, ge=0)
+    """Small discs that drift through the whole clip at a constant velocity of their own."""
+    distractor_px: float = Field(8.0, gt=0)
+    """Width of a distractor in pixels."""
+    distractor_contrast: float = Field(0.2, ge=0, le=1)
+    """Distance of a distractor's colour from mid grey."""
+    camera_px: float = Field(2.0, ge=0)
+    """Amplitude of the slow camera sway in pixels, in x and in y."""
+    noise: float = Field(0.02, ge=0, le=1)
+    """Standard deviation of the grey noise added to every pixel of every frame."""
+
+    @model_validator(mode="after")
+    def _quarters_are_equal(self) -> "Config":
+        if self.num_frames % NUM_QUARTERS:
+            raise ValueError(f"num_frames={self.num_frames} is not a multiple of {NUM_QUARTERS} quarters")
+        return self
+
+
+class Scene(NamedTuple):
+    """Every random choice behind one clip, except the pixel noise, whose key is ``index`` itself."""
+
+    index: int
+    """Number of the clip in its set."""
+    motions: tuple[int, ...]
+    """Motion type of each quarter, an index into ``MOTIONS``."""
+    marked_quarter: int
+    """The quarter during which the object wears a white rim."""
+    shape: int
+    """Index into ``SHAPES``."""
+    start: Array
+    """Where every loop begins and ends, (x, y) as a share of the frame."""
+    phase: float
+    """Angle at which circles begin, radians."""
+    colour: Array
+    """Colour of the object, RGB in [-1, 1] around mid grey before contrast."""
+    stripe_angle: float
+    """Direction of the stripes on the object, radians."""
+    background: Array
+    """Colour of the background, RGB in [0, 1]."""
+    waves: Array
+    """Background pattern, one row per wave: x and y cycles per frame, phase, and RGB amplitudes."""
+    sway: Array
+    """Camera: for x and y, cycles per clip and phase."""
+    distractors: Array
+    """One row per distractor: start x, y and velocity x, y in frames per clip, then RGB in [-1, 1]."""
+
+
+class Rendering(NamedTuple):
+    """A clip and where its object is."""
+
+    clip: npt.NDArray[np.uint8]
+    """Frames [T H W 3]."""
+    boxes: Array
+    """Left, top, right, bottom of the object [T 4] in pixels. Left and top lie inside the frame; a right or bottom beyond
+    it goes on at the opposite edge."""
+
+
+def generator(config: Config, index: int, purpose: int) -> np.random.Generator:
+    """The stream of one purpose of one clip: a counter-based generator keyed by seed, clip and purpose."""
+    sequence = np.random.SeedSequence((config.seed, index, purpose))
+    return np.random.Generator(np.random.Philox(sequence))
+
+
+def scene(config: Config, index: int) -> Scene:
+    """The choices of clip ``index``, a function of the seed and the index alone."""
+    draw = generator(config, index, purpose=0)
+    frequencies = draw.integers(-2, 3, (NUM_WAVES, 2))
+    velocity = draw.uniform(1.5, 4.5, (config.num_distractors, 2)) * draw.choice([-1.0, 1.0], (config.num_distractors, 2))
+    hue = draw.uniform(0, 2 * np.pi)
+    return Scene(
+        index=index,
+        motions=tuple(int(motion) for motion in draw.integers(0, config.num_motions, NUM_QUARTERS)),
+        marked_quarter=int(draw.integers(NUM_QUARTERS)),
+        shape=int(draw.integers(len(SHAPES))),
+        start=draw.random(2, dtype=np.float32),
+        phase=float(draw.uniform(0, 2 * np.pi)),
+        colour=np.cos(hue + np.array([0.0, 2.1, 4.2])).astype(np.float32),
+        stripe_angle=float(draw.uniform(0, np.pi)),
+        background=draw.uniform(0.4, 0.6, 3).astype(np.float32),
+        waves=np.column_stack(
+            [frequencies, draw.uniform(0, 2 * np.pi, NUM_WAVES), draw.normal(size=(NUM_WAVES, 3))]
+        ).astype(np.float32),
+        sway=np.stack([draw.uniform(1, 3, 2), draw.uniform(0, 2 * np.pi, 2)], axis=1).astype(np.float32),
+        distractors=np.column_stack(
+            [draw.random((config.num_distractors, 2)), velocity, draw.uniform(-1, 1, (config.num_distractors, 3))]
+        ).astype(np.float32),
+    )
+
+
+def labels(drawn: Scene, num_motions: int) -> dict[str, int]:
+    """Class numbers of a scene: ``long`` needs both ends of the clip, the others show learning earlier."""
+    first, last = drawn.motions[0], drawn.motions[-1]
+    return {
+        "long": first * num_motions + last,
+        "first": first,
+        "last": last,
+        "marked": drawn.motions[drawn.marked_quarter],
+        "shape": drawn.shape,
+    }
+
+
+def _loop(motion: int, steps: Array, phase: float, radius: float) -> Array:
+    """Displacement [S 2] along one motion at ``steps`` in [0, 1) of its loop, as a share of the frame."""
+    name = MOTIONS[motion]
+    if name in ("clockwise", "counterclockwise"):
+        turn = np.float32(phase) + (1 if name == "clockwise" else -1) * 2 * np.pi * steps
+        return radius * np.stack([np.cos(turn) - np.cos(phase), np.sin(turn) - np.sin(phase)], axis=1)
+    axis = 0 if name in ("right", "left") else 1
+    sign = 1 if name in ("right", "down") else -1
+    return sign * steps[:, None] * np.eye(2, dtype=np.float32)[axis]
+
+
+def camera(drawn: Scene, config: Config) -> Array:
+    """How far the camera has shifted the world [T 2], in pixels."""
+    time = np.arange(config.num_frames, dtype=np.float32)[:, None] / config.num_frames
+    return config.camera_px * np.sin(2 * np.pi * drawn.sway[:, 0] * time + drawn.sway[:, 1])
+
+
+def path(drawn: Scene, config: Config) -> Array:
+    """Centre of the object in every frame [T 2], (x, y) in pixels inside the frame, camera included."""
+    length = config.num_frames // NUM_QUARTERS
+    steps = (np.arange(length, dtype=np.float32) * config.loops_per_quarter / length).astype(np.float32)
+    loops = [_loop(motion, steps, drawn.phase, config.circle_share) for motion in drawn.motions]
+    centre = (drawn.start + np.concatenate(loops)) * config.size_px + camera(drawn, config)
+    return (centre % config.size_px).astype(np.float32)
+
+
+def _offsets(centre: Array, size_px: int) -> tuple[Array, Array]:
+    """Signed torus distance of every column [T W] and every row [T H] from the centre [T 2], in pixels."""
+    pixels = np.arange(size_px, dtype=np.float32) + 0.5
+    half = np.float32(size_px / 2)
+    across, down = ((pixels[None] - centre[:, axis, None] + half) % size_px - half for axis in (0, 1))
+    return across.astype(np.float32), down.astype(np.float32)
+
+
+def _distance(shape: str, across: Array, down: Array, radius: float) -> Array:
+    """Signed distance [T H W] from the outline in pixels, negative inside."""
+    x, y = np.abs(across)[:, None, :], np.abs(down)[:, :, None]
+    if shape == "disc":
+        return np.sqrt(x * x + y * y) - np.float32(radius)
+    if shape == "square":
+        return np.maximum(x, y) - np.float32(radius)
+    return (x + y) * np.float32(np.sqrt(0.5)) - np.float32(radius * np.sqrt(0.5))
+
+
+def _background(drawn: Scene, config: Config) -> Array:
+    """The pattern behind everything [T 3 H W], a sum of plane waves moved exactly by the camera."""
+    pixels = (np.arange(config.size_px, dtype=np.float32) + 0.5)[None] - camera(drawn, config).T[:, :, None]  # [2 T W]
+    angle = 2 * np.pi / config.size_px * pixels[..., None] * drawn.waves[:, :2].T[:, None, None]  # [2 T W waves]
+    angle[0] += drawn.waves[:, 2]
+    rows = np.concatenate([np.cos(angle[1]), -np.sin(angle[1])], axis=-1).astype(np.float32)  # [T H 2*waves]
+    columns = np.concatenate([np.cos(angle[0]), np.sin(angle[0])], axis=-1).astype(np.float32)  # [T W 2*waves]
+    strength = np.tile(drawn.waves[:, 3:], (2, 1)) * np.float32(config.background_texture * np.sqrt(2 / NUM_WAVES))
+    weighted = rows[:, None] * strength.T[None, :, None]  # [T 3 H 2*waves]
+    pattern = weighted.reshape(config.num_frames, -1, 2 * NUM_WAVES) @ columns.transpose(0, 2, 1)
+    return pattern.reshape(config.num_frames, 3, config.size_px, config.size_px) + drawn.background[:, None, None]
+
+
+def _paint(frames: Array, distance: Array, colour: Array) -> None:
+    """Blend ``colour`` (broadcast against [T 3 H W]) over the frames wherever ``distance`` is negative, edges smooth."""
+    cover = np.clip(np.float32(0.5) - distance, 0, 1)[:, None]
+    frames += cover * (colour - frames)
+
+
+def _paint_object(frames: Array, drawn: Scene, config: Config) -> None:
+    """Draw the object with its stripes, and its white rim during the marked quarter."""
+    across, down = _offsets(path(drawn, config), config.size_px)
+    distance = _distance(SHAPES[drawn.shape], across, down, config.object_px / 2)
+    wave = 4 * np.pi / config.object_px
+    along = wave * (
+        np.float32(np.cos(drawn.stripe_angle)) * across[:, None, :] + np.float32(np.sin(drawn.stripe_angle)) * down[:, :, None]
+    )
+    stripes = np.float32(config.object_texture) * np.sin(along)
+    colour = np.float32(0.5) + np.float32(config.object_contrast) * drawn.colour
+    _paint(frames, distance, colour[:, None, None] + stripes[:, None])
+    length = config.num_frames // NUM_QUARTERS
+    marked = slice(drawn.marked_quarter * length, (drawn.marked_quarter + 1) * length)
+    rim = np.maximum(distance[marked], -distance[marked] - np.float32(config.object_px / 8))
+    _paint(frames[marked], rim, np.ones(1, dtype=np.float32))
+
+
+def _paint_distractors(frames: Array, drawn: Scene, config: Config) -> None:
+    """Draw the small discs, behind the object."""
+    time = np.arange(config.num_frames, dtype=np.float32)[:, None] / config.num_frames
+    for row in drawn.distractors:
+        centre = (row[:2] + time * row[2:4]) * config.size_px + camera(drawn, config)
+        across, down = _offsets(centre.astype(np.float32), config.size_px)
+        colour = np.float32(0.5) + np.float32(config.distractor_contrast) * row[4:]
+        _paint(frames, _distance("disc", across, down, config.distractor_px / 2), colour[:, None, None])
+
+
+def render(drawn: Scene, config: Config) -> Rendering:
+    """The frames of a scene and the box of its object in each."""
+    frames = _background(drawn, config)
+    _paint_distractors(frames, drawn, config)
+    _paint_object(frames, drawn, config)
+    draw = generator(config, drawn.index, purpose=1)
+    frames += np.float32(config.noise) * draw.standard_normal((config.num_frames, 1, *frames.shape[2:]), dtype=np.float32)
+    np.clip(frames, 0, 1, out=frames)
+    clip = (frames * np.float32(255) + np.float32(0.5)).astype(np.uint8).transpose(0, 2, 3, 1)
+    half = np.float32(config.object_px / 2)
+    corner = (path(drawn, config) - half) % config.size_px
+    return Rendering(np.ascontiguousarray(clip), np.concatenate([corner, corner + 2 * half], axis=1).astype(np.float32))

@@ -1,0 +1,82 @@
+"""Checkpoints: tensors in safetensors and plain values in JSON, one fresh folder per step, never a pickle.
+
+A checkpoint exists when its ``state.json`` does, which is written last and holds the tensors' sha256. A damaged newest one
+is passed over for the one before it; at least two are kept.
+"""
+
+import json
+import logging
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import safetensors.torch
+from torch import Tensor
+
+from stages.storage.artifact import CHECKPOINTS
+from stages.storage.publish import canonical_json, publish_bytes, sha256_bytes
+
+KEEP = 2
+
+_log = logging.getLogger(__name__)
+
+
+class Checkpoint(NamedTuple):
+    """The whole state of a training at one step."""
+
+    step: int
+    tensors: dict[str, Tensor]
+    values: dict[str, Any]
+
+
+def save(folder: Path, checkpoint: Checkpoint) -> None:
+    """Write a checkpoint of the artifact in ``folder`` and drop all but the newest two."""
+    place = folder / CHECKPOINTS / f"step-{checkpoint.step:08d}"
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.tensors.items()}
+    data = safetensors.torch.save(contiguous)
+    publish_bytes(place / "state.safetensors", data)
+    record = {"step": checkpoint.step, "sha256": sha256_bytes(data), "values": checkpoint.values}
+    publish_bytes(place / "state.json", canonical_json(record))
+    for old in _places(folder)[:-KEEP]:
+        shutil.rmtree(old)
+
+
+def load_newest(folder: Path) -> Checkpoint | None:
+    """The newest checkpoint that is whole, or ``None`` to start from the beginning."""
+    for place in reversed(_places(folder)):
+        checkpoint = _load(place)
+        if checkpoint:
+            return checkpoint
+        _log.warning("checkpoint=%s damaged, trying the one before it", place)
+    return None
+
+
+def load(folder: Path, tensors: str) -> dict[str, Tensor]:
+    """The tensors of one published safetensors file."""
+    return safetensors.torch.load((folder / tensors).read_bytes())
+
+
+def encode(tensors: Mapping[str, Tensor]) -> bytes:
+    """Tensors as the bytes of a safetensors file; equal tensors give equal bytes."""
+    return safetensors.torch.save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
+
+
+def remove(folder: Path) -> None:
+    """Drop all checkpoints of a published artifact."""
+    shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+
+
+def _places(folder: Path) -> list[Path]:
+    return sorted(path.parent for path in (folder / CHECKPOINTS).glob("step-*/state.json"))
+
+
+def _load(place: Path) -> Checkpoint | None:
+    try:
+        record = json.loads((place / "state.json").read_bytes())
+        data = (place / "state.safetensors").read_bytes()
+    except (OSError, ValueError):
+        return None
+    if sha256_bytes(data) != record["sha256"]:
+        return None
+    return Checkpoint(step=record["step"], tensors=safetensors.torch.load(data), values=record["values"])

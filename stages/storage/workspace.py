@@ -1,0 +1,84 @@
+"""Where everything lies below one root, and what accompanies a run: its monitor and its records."""
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import filelock
+
+from stages.errors import ArtifactBusy, ConfigError
+from stages.progress import Monitor, Silent
+from stages.storage.publish import make_folder
+
+FOLDERS = {
+    "shard": "clips",
+    "tokenizer": "tokenizers",
+    "precompute": "targets",
+    "pretrain": "pretrain",
+    "evaluate": "evaluate",
+}
+"""The folder of each stage's artifacts below the root."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Workspace:
+    """A root folder with the artifacts of all stages, and what a run brings along.
+
+    Args:
+        root: the folder; created when the first stage writes.
+        monitor: told about progress and measurements.
+        records: files that are laid beside every artifact made in this run, such as the resolved recipe: named and
+            verified by the manifest, but no part of the artifact's digest.
+    """
+
+    root: Path
+    monitor: Monitor = dataclasses.field(default_factory=Silent)
+    records: Mapping[str, bytes] = dataclasses.field(default_factory=dict)
+
+    @classmethod
+    def at(cls, location: str, *, monitor: Monitor | None = None, records: Mapping[str, bytes] | None = None) -> "Workspace":
+        """The workspace at a path or a ``file://`` URL.
+
+        Raises:
+            ConfigError: the URL has another scheme: object stores are not supported yet.
+        """
+        scheme, separator, rest = location.partition("://")
+        if separator and scheme != "file":
+            raise ConfigError(
+                f"root {location!r}: only local folders are supported yet, not {scheme}://; give a path or a file:// URL"
+            )
+        root = Path(rest if separator else location).expanduser().absolute()
+        return cls(root=root, monitor=monitor or Silent(), records=records or {})
+
+    def stage_folder(self, stage: str) -> Path:
+        """The folder that holds all artifacts of a stage."""
+        return self.root / FOLDERS[stage]
+
+    def artifact_folder(self, stage: str, name: str) -> Path:
+        """The folder of one artifact: a fingerprint, or for clips the dataset's name."""
+        return self.stage_folder(stage) / name
+
+    def sources_folder(self, name: str) -> Path:
+        """The folder of the videos that a generating reader made itself."""
+        return self.root / "sources" / name
+
+    def relative(self, path: Path) -> str:
+        """``path`` as spelled from the root, for records and messages."""
+        return path.relative_to(self.root).as_posix()
+
+    @contextlib.contextmanager
+    def lock(self, stage: str, name: str) -> Iterator[None]:
+        """Hold one artifact against other live runs on this machine; the kernel frees it when a run is killed.
+
+        Raises:
+            ArtifactBusy: another live run holds it.
+        """
+        folder = make_folder(self.root / ".locks")
+        try:
+            with filelock.FileLock(folder / f"{stage}-{name}.lock", timeout=0):
+                yield
+        except filelock.Timeout as error:
+            raise ArtifactBusy(
+                f"{stage} {name}: another run is making it right now; wait for it to finish, then run again"
+            ) from error
