@@ -73,9 +73,7 @@ def patchify(clip: Shaped[Tensor, "B C T H W"], patching: Patching) -> Shaped[Te
     return rearrange(clip, pattern, dt=frames, dh=side, dw=side)
 
 
-def unpatchify(
-    patches: Shaped[Tensor, "B N patch_dim"], patching: Patching, grid: Grid
-) -> Shaped[Tensor, "B C T H W"]:
+def unpatchify(patches: Shaped[Tensor, "B N patch_dim"], patching: Patching, grid: Grid) -> Shaped[Tensor, "B C T H W"]:
     """The clip that ``patchify`` took apart."""
     frames, side = patching.tubelet_frames, patching.patch_px
     pattern = "B (t h w) (dt dh dw C) -> B C (t dt) (h dh) (w dw)"

@@ -96,12 +96,11 @@ class MaskedAutoencoder(nn.Module):
         tokens = torch.cat([seen, asked.to(seen.dtype)], dim=1)  # [B, V+P, E]
         for block in self.decoder:
             tokens = block(tokens)
-        return self.head(self.norm(tokens[:, visible.shape[1] :]))
+        predictions: Tensor = self.head(self.norm(tokens[:, visible.shape[1] :]))
+        return predictions
 
 
-def hidden_weight(
-    visible: Int[Tensor, "B V"], predict: Int[Tensor, "B P"], real: Bool[Tensor, "B N"]
-) -> Float[Tensor, "B P"]:
+def hidden_weight(visible: Int[Tensor, "B V"], predict: Int[Tensor, "B P"], real: Bool[Tensor, "B N"]) -> Float[Tensor, "B P"]:
     """One where a predicted token was hidden from the encoder and lies in a recorded frame, zero elsewhere.
 
     Source: arXiv 2411.13683 applies no loss to visible tokens; leaving out padding is our choice.

@@ -6,7 +6,7 @@ final LayerNorm. The encoder takes patches that somebody already chose; what is 
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any, Self
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -62,7 +62,7 @@ class TransformerConfig(Config):
     """Hidden width of the MLP over the width of a token."""
 
     @model_validator(mode="after")
-    def _heads_share_the_width(self) -> Self:
+    def _heads_share_the_width(self) -> "TransformerConfig":
         if self.width % self.num_heads:
             raise ValueError(f"width {self.width} does not divide into num_heads {self.num_heads}")
         return self
@@ -117,7 +117,8 @@ class Attention(nn.Module):
         mixed = functional.linear(tokens, self.qkv.weight, bias)
         query, key, value = rearrange(mixed, "B N (qkv heads d) -> qkv B heads N d", qkv=3, heads=self.num_heads)
         attended = functional.scaled_dot_product_attention(query, key, value)
-        return self.out(rearrange(attended, "B heads N d -> B N (heads d)"))
+        joined: Tensor = self.out(rearrange(attended, "B heads N d -> B N (heads d)"))
+        return joined
 
 
 class Block(nn.Module):
@@ -134,7 +135,8 @@ class Block(nn.Module):
     def forward(self, tokens: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
         """The tokens after one block."""
         tokens = tokens + self.attention(self.norm_attention(tokens))
-        return tokens + self.mlp(self.norm_mlp(tokens))
+        processed: Tensor = tokens + self.mlp(self.norm_mlp(tokens))
+        return processed
 
 
 class Encoder(nn.Module):
@@ -162,12 +164,11 @@ class Encoder(nn.Module):
         self.norm = nn.LayerNorm(config.width, eps=1e-6)
         self.apply(initialise)
 
-    def embed_patches(
-        self, patches: Float[Tensor, "B V patch_dim"], positions: Int[Tensor, "B V"]
-    ) -> Float[Tensor, "B V D"]:
+    def embed_patches(self, patches: Float[Tensor, "B V patch_dim"], positions: Int[Tensor, "B V"]) -> Float[Tensor, "B V D"]:
         """Tokens before the first block: the one place where pixels in [0, 1] are normalised."""
         normalised = (patches - self.pixel_mean) / self.pixel_std
-        return self.embed(normalised) + self.position_vectors[positions]
+        tokens: Tensor = self.embed(normalised)
+        return tokens + self.position_vectors[positions]
 
     def forward(self, patches: Float[Tensor, "B V patch_dim"], positions: Int[Tensor, "B V"]) -> Float[Tensor, "B V D"]:
         """Tokens after the last block and the final LayerNorm.

@@ -1,7 +1,7 @@
 """The most important tokens of the clip by learned priority, and a few random others."""
 
 from collections.abc import Mapping
-from typing import ClassVar, Literal, Self
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -30,7 +30,7 @@ class Config(MaskingConfig):
     """Tokens drawn from the rest over tokens of the clip, rounded down."""
 
     @model_validator(mode="after")
-    def _parts_fit_the_clip(self) -> Self:
+    def _parts_fit_the_clip(self) -> "Config":
         if not 0 < self.top + self.random <= 1:
             raise ValueError(f"top {self.top} and random {self.random} must add up to a share above 0 and at most 1")
         return self

@@ -7,15 +7,16 @@ written last. Nothing in it depends on time, host, process or order of completio
 import dataclasses
 import importlib.metadata
 import platform
-from collections.abc import Mapping
+import shutil
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from pydantic import ValidationError
 
 from models.config import Config
 from stages.errors import ArtifactDamaged, ArtifactMissing
-from stages.storage.publish import canonical_json, publish_bytes, publish_new, sha256_bytes, sha256_file, sweep
+from stages.storage.publish import canonical_json, publish_bytes, publish_new, sha256_bytes, sha256_file, sweep, sync_tree
 from stages.storage.workspace import Workspace
 
 MANIFEST = "manifest.json"
@@ -115,6 +116,52 @@ class Outcome:
     units_reused: int
     counts: Mapping[str, int]
     metrics: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+
+class Work(NamedTuple):
+    """What a stage did to fill an artifact's folder."""
+
+    units_done: int
+    units_reused: int
+    """Units that an earlier, interrupted run had finished."""
+    counts: Mapping[str, int]
+    metrics: Mapping[str, float] = {}
+
+
+def produce(
+    stage: str,
+    *,
+    version: int,
+    config: Config,
+    inputs: Mapping[str, Artifact],
+    workspace: Workspace,
+    make: Callable[[Path], Work],
+) -> Outcome:
+    """The artifact of a stage: the one that exists, or the one that ``make`` fills a folder for.
+
+    Args:
+        stage: the stage's name.
+        version: the stage's version.
+        config: its config.
+        inputs: the artifacts it reads.
+        workspace: where it goes.
+        make: publishes the files into the folder it is given, continuing what a killed run left there.
+
+    Raises:
+        ArtifactBusy: another live run makes the same artifact.
+    """
+    name = fingerprint(stage, version, config, inputs)
+    made = find(workspace, stage, name)
+    if made:
+        return Outcome(made, units_done=0, units_reused=made.manifest.counts["units"], counts=made.manifest.counts)
+    folder = workspace.artifact_folder(stage, name)
+    with workspace.lock(stage, name):
+        sweep(folder)
+        work = make(folder)
+        counts = {**work.counts, "units": work.units_done + work.units_reused}
+        made = commit(workspace, stage=stage, name=name, config=config, inputs=inputs, counts=counts)
+        shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+    return Outcome(made, work.units_done, work.units_reused, counts=counts, metrics=work.metrics)
 
 
 def fingerprint(stage: str, version: int, config: Config, inputs: Mapping[str, Artifact]) -> str:
@@ -219,11 +266,11 @@ def commit(
         ArtifactDamaged: another run committed different bytes under the same fingerprint.
     """
     folder = workspace.artifact_folder(stage, name)
-    sweep(folder)
     for record, data in workspace.records.items():
         publish_bytes(folder / record, data)
     found = {path: path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file()}
     kept = {spelled: FileRecord.of(path) for path, spelled in found.items() if not _is_working_state(spelled)}
+    sync_tree(folder)
     manifest = build_manifest(
         workspace,
         stage=stage,

@@ -52,19 +52,20 @@ def load_newest(folder: Path) -> Checkpoint | None:
     return None
 
 
-def load(folder: Path, tensors: str) -> dict[str, Tensor]:
-    """The tensors of one published safetensors file."""
-    return safetensors.torch.load((folder / tensors).read_bytes())
+def newest_step(folder: Path) -> int:
+    """The step that a training would continue from; 0 without a whole checkpoint."""
+    newest = load_newest(folder)
+    return newest.step if newest else 0
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of one safetensors file."""
+    return safetensors.torch.load(path.read_bytes())
 
 
 def encode(tensors: Mapping[str, Tensor]) -> bytes:
     """Tensors as the bytes of a safetensors file; equal tensors give equal bytes."""
     return safetensors.torch.save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
-
-
-def remove(folder: Path) -> None:
-    """Drop all checkpoints of a published artifact."""
-    shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
 
 
 def _places(folder: Path) -> list[Path]:

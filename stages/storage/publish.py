@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 _READ_BYTES = 1 << 20
+_TEMPORARY = (".tmp", ".partial")
+"""Endings of unfinished files: ours and Zarr's."""
 
 
 def canonical_json(value: Any) -> bytes:
@@ -52,6 +54,17 @@ def make_folder(folder: Path) -> Path:
     for path in reversed(missing):
         sync_folder(path.parent)
     return folder
+
+
+def sync_tree(folder: Path) -> None:
+    """Make every file and every name below ``folder`` survive a power cut, for libraries that do not see to it."""
+    for path in folder.rglob("*"):
+        if path.is_dir():
+            sync_folder(path)
+        else:
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+    sync_folder(folder)
 
 
 @contextlib.contextmanager
@@ -101,7 +114,7 @@ def temporary_sibling(path: Path) -> Path:
 
 def sweep(folder: Path) -> int:
     """Remove the temporary files of killed runs below ``folder``; their number. The caller holds the artifact's lock."""
-    leftovers = [path for path in folder.rglob(".*.tmp") if path.is_file()] if folder.exists() else []
+    leftovers = [path for path in folder.rglob("*") if path.suffix in _TEMPORARY and path.is_file()]
     for path in leftovers:
         path.unlink(missing_ok=True)
     return len(leftovers)

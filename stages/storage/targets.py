@@ -16,10 +16,11 @@ import pyarrow as pa
 import zarr
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
+from models.grid import Grid
 from stages.errors import ArtifactDamaged
-from stages.storage.artifact import Artifact, FileRecord
+from stages.storage.artifact import Artifact
 from stages.storage.clips import read_table, write_table
-from stages.storage.publish import publish_bytes
+from stages.storage.publish import sha256_file, sync_tree
 
 ARRAYS = {"codes": "uint32", "priority": "float16"}
 """Codes need 18 bits at the paper's codebook; priorities are only compared with each other within one clip."""
@@ -57,7 +58,7 @@ class Shape:
     num_shards: int
     rows_per_shard: int
     num_views: int
-    grid: tuple[int, int, int]
+    grid: Grid
     """Token slots in time, height and width."""
 
 
@@ -74,8 +75,9 @@ class TargetWriter:
         self.folder = folder
         self.shape = shape
         self._group = zarr.open_group(folder / "targets.zarr", mode="a", zarr_format=3)
-        self._group.attrs.put({**dataclasses.asdict(shape), **attributes, "grid": list(shape.grid)})
+        self._group.attrs.put({**vars(shape), **attributes, "grid": list(shape.grid)})
         self._arrays = {name: self._array(name, dtype) for name, dtype in ARRAYS.items()}
+        sync_tree(folder / "targets.zarr")
 
     def _array(self, name: str, dtype: str) -> "zarr.Array[Any]":
         if name in self._group:
@@ -114,9 +116,8 @@ class TargetWriter:
             padded[:count, 0] = values[name]
             start = ordinal * shape.rows_per_shard
             array[start : start + shape.rows_per_shard, view : view + 1] = padded
-            path = self.folder / object_name(name, ordinal, view)
-            publish_bytes(path, path.read_bytes())  # Zarr renames but never syncs: again, durably
-            digests[f"{name}_sha256"] = FileRecord.of(path).sha256
+            sync_tree(self.folder / "targets.zarr" / name / "c" / str(ordinal) / str(view))  # Zarr renames but never syncs
+            digests[f"{name}_sha256"] = sha256_file(self.folder / object_name(name, ordinal, view))
         write_table(self.folder / "views" / f"part-{ordinal:06d}-{view:02d}.parquet", views, VIEWS_SCHEMA)
         codes = values["codes"]
         row = {"ordinal": ordinal, "view": view, "num_clips": count, "min_code": int(codes.min()), "max_code": int(codes.max())}

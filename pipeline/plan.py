@@ -1,0 +1,162 @@
+"""What would run and why: the graph of stages, and for each whether its artifact is there.
+
+A stage's fingerprint is made of its configuration and the digests of its inputs. Deleting one artifact therefore reruns
+that stage alone; those that read it run again only if the rebuilt artifact's digest differs. Until an input is there,
+the fingerprint of what reads it is not known, and the plan says what it waits for.
+"""
+
+import dataclasses
+import graphlib
+from collections.abc import Mapping, Sequence
+from enum import StrEnum
+from types import MappingProxyType
+from typing import Any, Protocol
+
+from models.config import Config
+from pipeline.recipe import Recipe, Request
+from stages import evaluate, precompute, pretrain, shard, tokenizer
+from stages.errors import ArtifactMissing, ConfigError
+from stages.storage import artifact
+from stages.storage.artifact import Artifact, Outcome
+from stages.storage.clips import Dataset
+from stages.storage.workspace import Workspace
+
+
+class StageModule(Protocol):
+    """What every stage module offers."""
+
+    INPUTS: tuple[str, ...]
+    VERSION: int
+
+    def run(self, config: Any, inputs: Mapping[str, Artifact], workspace: Workspace) -> Outcome:
+        """Make the artifact, or find it made."""
+
+
+STAGES: Mapping[str, StageModule] = MappingProxyType(
+    {"shard": shard, "tokenizer": tokenizer, "precompute": precompute, "pretrain": pretrain, "evaluate": evaluate}
+)
+
+
+class Action(StrEnum):
+    """What a run would do with a stage."""
+
+    LOOK = "look"
+    """Look at the source: what is new is added, the rest is reused. Only the first stage."""
+    REUSE = "reuse"
+    """Nothing: the artifact is there."""
+    RUN = "run"
+    """Make the artifact, or continue making it."""
+    WAIT = "wait"
+    """Wait for an input: whether there is anything to do shows when that is made."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """One stage of a plan."""
+
+    stage: str
+    action: Action
+    reason: str
+    fingerprint: str | None = None
+    """``None`` while an input is missing."""
+    artifact: Artifact | None = None
+    """What is there already."""
+
+
+def order() -> tuple[str, ...]:
+    """The stages, inputs before what reads them."""
+    graph = {name: module.INPUTS for name, module in STAGES.items()}
+    return tuple(graphlib.TopologicalSorter(graph).static_order())
+
+
+def selected(*, only: str | None = None, first: str | None = None) -> tuple[str, ...]:
+    """The stages that a run is asked to do: all, one alone, or those from one on.
+
+    Raises:
+        ConfigError: a name is no stage, or both are given.
+    """
+    stages = order()
+    for name in (only, first):
+        if name is not None and name not in stages:
+            raise ConfigError(f"unknown stage {name!r}; known, in their order: {', '.join(stages)}")
+    if only and first:
+        raise ConfigError(f"--only {only} and --from {first} contradict each other; give one of them")
+    return (only,) if only else stages[stages.index(first) :] if first else stages
+
+
+def config_of(recipe: Recipe, stage: str) -> Config:
+    """The section of the recipe that configures a stage."""
+    section: Config = getattr(recipe, stage)
+    return section
+
+
+def plan(recipe: Recipe, workspace: Workspace) -> list[Step]:
+    """What a run of the whole recipe would do, stage by stage, as far as it can be known now. Writes nothing."""
+    steps: dict[str, Step] = {}
+    for stage in order():
+        inputs = {name: steps[name].artifact for name in STAGES[stage].INPUTS}
+        steps[stage] = step(recipe, workspace, stage, {name: found for name, found in inputs.items() if found})
+    return list(steps.values())
+
+
+def step(recipe: Recipe, workspace: Workspace, stage: str, inputs: Mapping[str, Artifact]) -> Step:
+    """What a run would do with one stage, given those of its inputs that are there."""
+    if stage == "shard":
+        return _first_step(recipe, workspace)
+    missing = [name for name in STAGES[stage].INPUTS if name not in inputs]
+    if missing:
+        return Step(stage, Action.WAIT, f"waits for {' and '.join(missing)}; runs if what comes out is new")
+    fingerprint = artifact.fingerprint(stage, STAGES[stage].VERSION, config_of(recipe, stage), inputs)
+    found = artifact.find(workspace, stage, fingerprint)
+    if found:
+        return Step(stage, Action.REUSE, "made before from the same configuration and inputs", fingerprint, found)
+    begun = workspace.artifact_folder(stage, fingerprint).exists()
+    reason = "begun before, continues" if begun else "not made yet from this configuration and these inputs"
+    return Step(stage, Action.RUN, reason, fingerprint)
+
+
+def inputs_of(stage: str, request: Request, recipe: Recipe, workspace: Workspace) -> dict[str, Artifact]:
+    """The artifacts that a stage reads, found by fingerprint.
+
+    Raises:
+        ArtifactMissing: one is not there; the message says which command makes it.
+    """
+    steps = {entry.stage: entry for entry in plan(recipe, workspace)}
+    found = {}
+    for name in STAGES[stage].INPUTS:
+        made = steps[name].artifact
+        if made is None:
+            raise ArtifactMissing(_missing(stage, name, steps, request=request, workspace=workspace))
+        found[name] = made
+    return found
+
+
+def _missing(stage: str, name: str, steps: Mapping[str, Step], *, request: Request, workspace: Workspace) -> str:
+    wanted = steps[name].fingerprint
+    place = workspace.artifact_folder(name, wanted) if wanted else workspace.stage_folder(name)
+    first = next(entry.stage for entry in steps.values() if entry.artifact is None)
+    arguments = f"{request.spelled()} --root {workspace.root}"
+    return (
+        f"{stage} reads the artifact of {name}, and there is none for this recipe in {place}. "
+        f"Make it with `lvmae {first} {arguments}`"
+        + (f" and the stages up to {name}," if first != name else "")
+        + f" or run everything with `lvmae run {arguments}`."
+    )
+
+
+def _first_step(recipe: Recipe, workspace: Workspace) -> Step:
+    found = newest_snapshot(recipe, workspace)
+    if found is None:
+        return Step("shard", Action.RUN, "no clips of this source and clip format yet")
+    return Step("shard", Action.LOOK, "looks for files that are new in the source", found.fingerprint, found)
+
+
+def newest_snapshot(recipe: Recipe, workspace: Workspace) -> Artifact | None:
+    """The newest snapshot of the clips that the recipe's first section describes."""
+    snapshots = Dataset(workspace, shard.dataset_name(recipe.shard)).snapshots()
+    return snapshots[-1] if snapshots else None
+
+
+def steps_of(stages: Sequence[str], steps: Sequence[Step]) -> list[Step]:
+    """The steps of the stages that a run was asked for."""
+    return [entry for entry in steps if entry.stage in stages]

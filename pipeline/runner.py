@@ -1,0 +1,140 @@
+"""Running stages in order and telling observers: the same for the command line, a Prefect flow and the tests."""
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+from pipeline.plan import STAGES, Step, config_of, inputs_of, step
+from pipeline.recipe import RECORD, Recipe, Request
+from stages.progress import Monitor
+from stages.storage.artifact import Artifact, Outcome
+from stages.storage.workspace import Workspace
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What came of one stage."""
+
+    stage: str
+    outcome: Outcome
+    duration_s: float
+
+    @property
+    def artifact(self) -> Artifact:
+        """What the stage made or found made."""
+        return self.outcome.artifact
+
+    @property
+    def state(self) -> str:
+        """``done`` or, when nothing was left to do, ``reused``."""
+        return "done" if self.outcome.units_done else "reused"
+
+    def record(self) -> dict[str, Any]:
+        """The report as one JSON object; the counts stand beside the fixed keys, the metrics below their own."""
+        return {
+            **self.outcome.counts,
+            "stage": self.stage,
+            "state": self.state,
+            "fingerprint": self.artifact.fingerprint,
+            "digest": self.artifact.digest,
+            "path": str(self.artifact.folder),
+            "units_done": self.outcome.units_done,
+            "units_reused": self.outcome.units_reused,
+            "duration_s": round(self.duration_s, 3),
+            "metrics": dict(self.outcome.metrics),
+        }
+
+
+class Observer(Monitor, Protocol):
+    """Who is told about a run: the terminal, MLflow, Prefect. What it does changes nothing in the run."""
+
+    def stage_started(self, upcoming: Step, recipe: Recipe, inputs: Mapping[str, Artifact]) -> None:
+        """A stage begins, with what the plan says of it."""
+
+    def stage_finished(self, report: Report) -> None:
+        """A stage came to its end."""
+
+    def stage_failed(self, stage: str, error: BaseException) -> None:
+        """A stage raised, or was interrupted."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One run of a recipe below one root.
+
+    Args:
+        request: what was asked for, for messages.
+        recipe: what it came to.
+        root: path or URL of the workspace.
+        observers: told of everything, in this order.
+    """
+
+    request: Request
+    recipe: Recipe
+    root: str
+    observers: Sequence[Observer] = ()
+
+    @property
+    def workspace(self) -> Workspace:
+        """The workspace, with this run's monitor and the resolved recipe as the record beside every artifact."""
+        return Workspace.at(self.root, monitor=_Relay(self.observers), records={RECORD: self.recipe.resolved()})
+
+    def stage(self, stage: str, made: Mapping[str, Artifact]) -> Report:
+        """Run one stage on the artifacts made in this run and, where those lack an input, on what is found by fingerprint.
+
+        Raises:
+            PipelineError: the stage failed, or an input is missing.
+        """
+        workspace = self.workspace
+        if all(name in made for name in STAGES[stage].INPUTS):
+            inputs = {name: made[name] for name in STAGES[stage].INPUTS}
+        else:
+            inputs = inputs_of(stage, self.request, self.recipe, workspace)
+        upcoming = step(self.recipe, workspace, stage, inputs)
+        self._tell(lambda observer: observer.stage_started(upcoming, self.recipe, inputs))
+        started = time.monotonic()
+        try:
+            outcome = STAGES[stage].run(config_of(self.recipe, stage), inputs, workspace)
+        except BaseException as error:
+            failure = error
+            self._tell(lambda observer: observer.stage_failed(stage, failure))
+            raise
+        report = Report(stage, outcome, time.monotonic() - started)
+        self._tell(lambda observer: observer.stage_finished(report))
+        return report
+
+    def stages(self, stages: Sequence[str]) -> Iterator[Report]:
+        """Run stages in the given order, each on what the ones before made, and yield what came of each.
+
+        Raises:
+            PipelineError: a stage failed, or an input of the first is missing.
+        """
+        made: dict[str, Artifact] = {}
+        for stage in stages:
+            report = self.stage(stage, made)
+            made[stage] = report.artifact
+            yield report
+
+    def _tell(self, message: Callable[[Observer], None]) -> None:
+        for observer in self.observers:
+            message(observer)
+
+
+class _Relay:
+    """One monitor for the stage, which passes everything on to all observers."""
+
+    def __init__(self, observers: Sequence[Observer]) -> None:
+        self._observers = observers
+
+    def begin(self, label: str, *, total: int, done: int = 0) -> None:
+        for observer in self._observers:
+            observer.begin(label, total=total, done=done)
+
+    def advance(self, amount: int = 1) -> None:
+        for observer in self._observers:
+            observer.advance(amount)
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        for observer in self._observers:
+            observer.log(step, values)

@@ -1,0 +1,212 @@
+"""Stage 4: masked autoencoding of long clips: the encoder sees a few tokens, the decoder predicts the few that matter."""
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from einops import rearrange
+from pydantic import Field
+from torch import Tensor
+
+from models import mae
+from models.config import Config as BaseConfig
+from models.extension import extension
+from models.grid import Grid, Patching, patchify
+from models.masking import MaskingConfig
+from models.targets import Target, TargetConfig
+from stages.batches import ClipFrames, Sample, Stream, batches, training_clips
+from stages.draws import below, generator
+from stages.errors import ConfigError
+from stages.storage import artifact, checkpoints
+from stages.storage.artifact import Artifact, Outcome, Work
+from stages.storage.clips import Clip
+from stages.storage.publish import canonical_json, publish_bytes
+from stages.storage.targets import TargetReader
+from stages.storage.workspace import Workspace
+from stages.training import Losses, Optimization, Training, device, train
+from stages.views import View, ViewConfig, cut, real_tokens
+
+INPUTS = ("shard", "precompute")
+VERSION = 1
+
+
+class Config(BaseConfig):
+    """What to pretrain, how to mask it, and for how long."""
+
+    EXECUTION: ClassVar[frozenset[str]] = frozenset({"num_workers", "cache_bytes"})
+
+    model: mae.Config
+    """Encoder and decoder."""
+    encoder_masking: extension("models.masking", MaskingConfig)
+    """Which tokens the encoder sees."""
+    decoder_masking: extension("models.masking", MaskingConfig)
+    """Which tokens the decoder predicts; those that the encoder sees as well do not count in the loss."""
+    target: extension("models.targets", TargetConfig)
+    """What is predicted of a token."""
+    optimization: Optimization
+    """Steps, rates, batch."""
+    exclude: dict[str, str] = Field(default_factory=dict)
+    """Clips with one of these labels are not trained on, such as ``{split: test}``."""
+    seed: int = 0
+    """Seed of initial weights, order, views and token choice."""
+    num_workers: int = 0
+    """Processes that decode; 0 decodes in the training process."""
+    cache_bytes: int = 0
+    """Decoded video to keep in memory, per process."""
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Names of the precomputed products that the maskings and the target read."""
+        return frozenset([*self.encoder_masking.needs, *self.decoder_masking.needs, *self.target.needs])
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """What every sample is made with: the config resolved against its inputs.
+
+    Args:
+        config: the stage's.
+        views: shape of the stored views.
+        grid: their token grid.
+        levels: the quantizer's.
+    """
+
+    config: Config
+    views: ViewConfig
+    grid: Grid
+    levels: tuple[int, ...]
+    frames: ClipFrames
+    targets: TargetReader
+
+
+def run(config: Config, inputs: Mapping[str, Artifact], workspace: Workspace) -> Outcome:
+    """A pretrained encoder in ``encoder.safetensors``, the decoder beside it, and the curves.
+
+    Raises:
+        ConfigError: the model's patches are not the tokenizer's.
+        TrainingDiverged: the loss stopped being finite.
+        ArtifactBusy: another live run trains the same encoder.
+    """
+    make = functools.partial(_make, config, inputs, workspace)
+    return artifact.produce("pretrain", version=VERSION, config=config, inputs=inputs, workspace=workspace, make=make)
+
+
+def _make(config: Config, inputs: Mapping[str, Artifact], workspace: Workspace, folder: Path) -> Work:
+    task = _task(config, inputs)
+    target = config.target.build(config.model.patching, task.levels)
+    module = _untrained(task, target)
+    resumed = checkpoints.newest_step(folder)
+    training = _training(task, module, target, inputs["shard"])
+    history = train(training, folder=folder, monitor=workspace.monitor)
+    _publish(task, module, target, history, folder)
+    counts = {
+        "tokens": task.grid.num_tokens,
+        "visible_tokens": config.encoder_masking.count(task.grid),
+        "predicted_tokens": config.decoder_masking.count(task.grid),
+        "encoder_parameters": sum(value.numel() for value in module.encoder.parameters()),
+    }
+    return Work(training.total_steps - resumed, resumed, counts, metrics={"loss": history[-1]["loss"]})
+
+
+def _task(config: Config, inputs: Mapping[str, Artifact]) -> Task:
+    targets = TargetReader(inputs["precompute"])
+    stored = targets.attributes
+    if Patching.model_validate(stored["patching"]) != config.model.patching:
+        raise ConfigError(
+            f"pretrain.model.patching is {config.model.patching.model_dump()}, that of the targets {stored['patching']}; "
+            "give tokenizer.model.patching and pretrain.model.patching the same values"
+        )
+    views = ViewConfig.model_validate(stored["views"])
+    return Task(
+        config=config,
+        views=views,
+        grid=config.model.patching.grid(views.num_frames, views.size_px),
+        levels=tuple(stored["levels"]),
+        frames=ClipFrames(inputs["shard"], config.cache_bytes),
+        targets=targets,
+    )
+
+
+def _untrained(task: Task, target: Target) -> mae.MaskedAutoencoder:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(task.config.seed)
+        return mae.MaskedAutoencoder(task.config.model, task.grid, target.dim).to(device())
+
+
+def _training(task: Task, module: mae.MaskedAutoencoder, target: Target, snapshot: Artifact) -> Training:
+    config = task.config
+    stream = Stream(training_clips(snapshot, config.exclude), config.seed, functools.partial(sample, task))
+
+    optimization = config.optimization
+    total_steps = optimization.total_steps(stream.num_clips)
+    following = functools.partial(
+        batches,
+        stream,
+        batch_clips=optimization.batch_clips,
+        last_step=total_steps,
+        num_workers=config.num_workers,
+    )
+    losses = functools.partial(_losses, module, target.to(device()))
+    return Training(module, losses, following, optimization, total_steps, label="pretrain")
+
+
+def sample(task: Task, clip: Clip, epoch: int) -> Sample:
+    """One clip as a training sees it in one epoch: the visible patches, both index sets, and what the target needs.
+
+    Only what is needed is sent on: ``visible_patches uint8 [V patch_dim]``, ``predict_patches uint8 [P patch_dim]``,
+    ``visible [V]``, ``predict [P]``, ``real bool [N]``, and every product at the predicted positions.
+    """
+    config = task.config
+    number = below(task.views.num_views, generator(config.seed, "view", epoch, clip.clip_id))
+    row = task.targets.views[clip.clip_id, number]
+    view = View(**{key: value for key, value in row.items() if key != "row"})
+    products = {name: torch.from_numpy(values).flatten() for name, values in task.targets.read(clip.clip_id, number).items()}
+    real = real_tokens(view, task.grid, config.model.patching.tubelet_frames)
+    chosen = {
+        role: masking.select(
+            task.grid, products=products, real=real, generator=generator(config.seed, role, epoch, clip.clip_id)
+        )
+        for role, masking in (("visible", config.encoder_masking), ("predict", config.decoder_masking))
+    }
+    pixels = torch.from_numpy(cut(task.frames.read(clip), view, task.views.num_frames))
+    patches = patchify(rearrange(pixels, "T H W C -> 1 C T H W"), config.model.patching)[0]
+    return {
+        **chosen,
+        "real": real,
+        "visible_patches": patches[chosen["visible"]],
+        "predict_patches": patches[chosen["predict"]],
+        **{f"product/{name}": values[chosen["predict"]].to(_plain(values)) for name, values in products.items()},
+    }
+
+
+def _plain(values: Tensor) -> torch.dtype:
+    return torch.float32 if values.is_floating_point() else torch.int64
+
+
+def _losses(module: mae.MaskedAutoencoder, target: Target, batch: Mapping[str, Tensor]) -> Losses:
+    visible, predict = batch["visible"], batch["predict"]
+    products = {name.removeprefix("product/"): value for name, value in batch.items() if name.startswith("product/")}
+    wanted = target(batch["predict_patches"].float() / 255, products)
+    predicted = module(batch["visible_patches"].float() / 255, visible, predict)
+    weight = mae.hidden_weight(visible, predict, batch["real"])
+    loss = mae.masked_mse(predicted.float(), wanted, weight)
+    baseline = mae.masked_mse(wanted.mean(dim=(0, 1), keepdim=True).expand_as(wanted), wanted, weight)
+    return {"loss": loss, "loss_over_variance": loss.detach() / baseline, "counted_share": weight.mean()}
+
+
+def _publish(task: Task, module: mae.MaskedAutoencoder, target: Target, history: list[dict[str, float]], folder: Path) -> None:
+    described = {
+        "model": task.config.model.model_dump(mode="json"),
+        "views": task.views.model_dump(mode="json"),
+        "target_dim": target.dim,
+    }
+    state = module.state_dict()
+    encoder = {key.removeprefix("encoder."): value for key, value in state.items() if key.startswith("encoder.")}
+    decoder = {key: value for key, value in state.items() if not key.startswith("encoder.")}
+    publish_bytes(folder / "config.json", canonical_json(described))
+    publish_bytes(folder / "encoder.safetensors", checkpoints.encode(encoder))
+    publish_bytes(folder / "decoder.safetensors", checkpoints.encode(decoder))
+    publish_bytes(folder / "metrics.json", canonical_json({"history": history}))

@@ -1,0 +1,105 @@
+"""Views: which frames and which square of a clip a model sees, so that stored targets always match the pixels.
+
+View 0 is the start of the clip and its centre; the others are drawn from (seed, clip id, view). A clip shorter than the view
+is looped, and what is recorded is told apart from what is repeated.
+"""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from einops import repeat
+
+from models.config import Config
+from models.grid import Grid
+from models.shapes import Bool, Tensor
+from stages.draws import below, generator
+from stages.errors import ConfigError
+from stages.storage.clips import Clip
+
+
+class ViewConfig(Config):
+    """The shape of a view and how many each clip has."""
+
+    num_views: int = 1
+    """Views per clip; view 0 is the centre, the others are drawn."""
+    num_frames: int = 128
+    """Frames of a view, at the clip's own rate."""
+    size_px: int = 224
+    """Height and width of a view."""
+    seed: int = 0
+    """Seed of the drawn views."""
+
+
+@dataclasses.dataclass(frozen=True)
+class View:
+    """One view of one clip: a row of the view table without its place in the store."""
+
+    clip_id: str
+    view: int
+    start_frame: int
+    y_px: int
+    x_px: int
+    size_px: int
+    flip: bool
+    num_real_frames: int
+    """Frames that were recorded; the rest of the view repeats them."""
+
+    def row(self) -> dict[str, Any]:
+        """The values of the view table."""
+        return dataclasses.asdict(self)
+
+
+def draw_view(clip: Clip, number: int, config: ViewConfig) -> View:
+    """The view with a given number, a pure function of (seed, clip id, number).
+
+    Raises:
+        ConfigError: the clip is smaller than the view.
+    """
+    spare_y, spare_x = clip.height_px - config.size_px, clip.width_px - config.size_px
+    if min(spare_y, spare_x) < 0:
+        raise ConfigError(
+            f"clip {clip.clip_id} is {clip.width_px}x{clip.height_px} px, smaller than precompute.views.size_px="
+            f"{config.size_px}; make shard.clip.size_px at least as large"
+        )
+    spare_frames = max(0, clip.num_frames - config.num_frames)
+    start, y, x, flip = 0, spare_y // 2, spare_x // 2, False
+    if number:
+        source = generator(config.seed, "view", clip.clip_id, number)
+        start, y, x = (below(spare + 1, source) for spare in (spare_frames, spare_y, spare_x))
+        flip = bool(below(2, source))
+    return View(
+        clip_id=clip.clip_id,
+        view=number,
+        start_frame=start,
+        y_px=y,
+        x_px=x,
+        size_px=config.size_px,
+        flip=flip,
+        num_real_frames=min(config.num_frames, clip.num_frames - start),
+    )
+
+
+def cut(frames: npt.NDArray[np.uint8], view: View, num_frames: int) -> npt.NDArray[np.uint8]:
+    """The pixels of a view.
+
+    Args:
+        frames: the whole clip, ``uint8 [T H W C]``.
+        view: what to cut.
+        num_frames: frames wanted; a shorter clip is looped.
+
+    Returns:
+        ``uint8 [num_frames size_px size_px C]``.
+    """
+    recorded = frames[view.start_frame : view.start_frame + num_frames]
+    looped = recorded[np.arange(num_frames) % len(recorded)]
+    square = looped[:, view.y_px : view.y_px + view.size_px, view.x_px : view.x_px + view.size_px]
+    return np.ascontiguousarray(square[:, :, ::-1] if view.flip else square)
+
+
+def real_tokens(view: View, grid: Grid, tubelet_frames: int) -> Bool[Tensor, " N"]:
+    """Which tokens show recorded frames only, rather than repeated ones."""
+    slots = torch.arange(grid.t) * tubelet_frames + tubelet_frames <= view.num_real_frames
+    return repeat(slots, "t -> (t h w)", h=grid.h, w=grid.w)
