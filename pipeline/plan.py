@@ -25,8 +25,13 @@ from stages.storage.workspace import Workspace
 class StageModule(Protocol):
     """What every stage module offers."""
 
-    INPUTS: tuple[str, ...]
-    VERSION: int
+    @property
+    def INPUTS(self) -> tuple[str, ...]:  # noqa: N802
+        """The stages whose artifacts it reads."""
+
+    @property
+    def VERSION(self) -> int:  # noqa: N802
+        """Bumped by hand when the same configuration and inputs would give other bytes."""
 
     def run(self, config: Any, inputs: Mapping[str, Artifact], workspace: Workspace) -> Outcome:
         """Make the artifact, or find it made."""
@@ -115,19 +120,21 @@ def step(recipe: Recipe, workspace: Workspace, stage: str, inputs: Mapping[str, 
     return Step(stage, Action.RUN, reason, fingerprint)
 
 
-def inputs_of(stage: str, request: Request, recipe: Recipe, workspace: Workspace) -> dict[str, Artifact]:
-    """The artifacts that a stage reads, found by fingerprint.
+def pins(stages: Sequence[str], *, request: Request, recipe: Recipe, workspace: Workspace) -> dict[str, Artifact]:
+    """The artifacts that ``stages`` read and none of them makes, found by fingerprint and fixed for a whole run.
 
     Raises:
         ArtifactMissing: one is not there; the message says which command makes it.
     """
     steps = {entry.stage: entry for entry in plan(recipe, workspace)}
     found = {}
-    for name in STAGES[stage].INPUTS:
-        made = steps[name].artifact
-        if made is None:
-            raise ArtifactMissing(_missing(stage, name, steps, request=request, workspace=workspace))
-        found[name] = made
+    for reader in stages:
+        for name in STAGES[reader].INPUTS:
+            made = steps[name].artifact
+            if name not in stages and made is None:
+                raise ArtifactMissing(_missing(reader, name, steps, request=request, workspace=workspace))
+            if name not in stages and made is not None:
+                found[name] = made
     return found
 
 
@@ -139,8 +146,8 @@ def _missing(stage: str, name: str, steps: Mapping[str, Step], *, request: Reque
     return (
         f"{stage} reads the artifact of {name}, and there is none for this recipe in {place}. "
         f"Make it with `lvmae {first} {arguments}`"
-        + (f" and the stages up to {name}," if first != name else "")
-        + f" or run everything with `lvmae run {arguments}`."
+        + (f" and then the stages up to {name}" if first != name else "")
+        + f", or run everything with `lvmae run {arguments}`."
     )
 
 
@@ -155,8 +162,3 @@ def newest_snapshot(recipe: Recipe, workspace: Workspace) -> Artifact | None:
     """The newest snapshot of the clips that the recipe's first section describes."""
     snapshots = Dataset(workspace, shard.dataset_name(recipe.shard)).snapshots()
     return snapshots[-1] if snapshots else None
-
-
-def steps_of(stages: Sequence[str], steps: Sequence[Step]) -> list[Step]:
-    """The steps of the stages that a run was asked for."""
-    return [entry for entry in steps if entry.stage in stages]

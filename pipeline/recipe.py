@@ -4,22 +4,21 @@ A recipe is a YAML file that is complete in itself; an overlay (its file name st
 one; ``--set a.b=value`` changes single values. Later ones win. Unknown keys are refused at every depth.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
-from typing import Any
+import shlex
+from collections.abc import Iterator, Mapping
+from typing import Any, Self
 
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from models.config import Config
 from pipeline.faults import explained
+from pipeline.recipe_files import overlay_names, override, path_of, read, recipe_names, section_wise
 from stages import evaluate, precompute, pretrain, shard, tokenizer
 from stages.errors import ConfigError
 
 RECORD = "recipe.yaml"
 """The name under which the resolved recipe is laid beside every artifact."""
-
-FOLDER = Path(__file__).parent / "recipes"
 
 
 class Recipe(Config):
@@ -40,10 +39,26 @@ class Recipe(Config):
     evaluate: evaluate.Config
     """Encoder to measured accuracies and a report."""
 
+    @model_validator(mode="after")
+    def _sections_fit_together(self) -> Self:
+        lacking = self.pretrain.needs - frozenset(precompute.PRODUCTS)
+        if lacking:
+            raise ValueError(
+                f"pretrain needs {', '.join(sorted(lacking))} per token (a masking or the target asks for "
+                f"them), and precompute stores {', '.join(precompute.PRODUCTS)} alone; choose another masking or target"
+            )
+        if self.tokenizer.model.patching != self.pretrain.model.patching:
+            raise ValueError(
+                f"tokenizer.model.patching is {self.tokenizer.model.patching!r} and pretrain.model.patching is "
+                f"{self.pretrain.model.patching!r}; give both the same values, or no code matches its token"
+            )
+        return self
+
     def resolved(self) -> bytes:
         """The recipe as YAML with every default spelled out; loading it gives the same recipe."""
         plain = self.model_dump(mode="json")
-        return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=100).encode()
+        text: str = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=100)
+        return text.encode()
 
 
 class Request(Config):
@@ -64,7 +79,7 @@ class Request(Config):
         Raises:
             ConfigError: a name is unknown, a file is not a mapping, or a value does not fit; the message lists every fault.
         """
-        plain = _section_wise(read(_path_of(self.recipe, recipe_names(), "recipe")), self._changes())
+        plain = section_wise(read(path_of(self.recipe, recipe_names(), "recipe")), self._changes())
         try:
             return Recipe.model_validate(plain)
         except ValidationError as error:
@@ -77,101 +92,15 @@ class Request(Config):
 
     def spelled(self) -> str:
         """The request as it is typed after a command."""
-        overlays = "".join(f" --overlay {name}" for name in self.overlays)
-        source = f" --source {self.source}" if self.source else ""
-        return f"{self.recipe}{overlays}{source}" + "".join(f" --set {pair}" for pair in self.overrides)
+        source = ("--source", self.source) if self.source else ()
+        changes = [part for name in self.overlays for part in ("--overlay", name)]
+        values = [part for pair in self.overrides for part in ("--set", pair)]
+        return shlex.join([self.recipe, *changes, *source, *values])
 
     def _changes(self) -> Iterator[Mapping[str, Any]]:
         for name in self.overlays:
-            yield read(_path_of(name, overlay_names(), "overlay"))
+            yield read(path_of(name, overlay_names(), "overlay"))
         if self.source:
             yield {"shard": {"source": {"name": "folder", "path": self.source}}}
         for pair in self.overrides:
-            yield _override(pair)
-
-
-def recipe_names() -> list[str]:
-    """The recipes that come with the project."""
-    return sorted(path.stem for path in FOLDER.glob("*.yaml") if not path.stem.startswith("_"))
-
-
-def overlay_names() -> list[str]:
-    """The overlays that come with the project, spelled without the underscore of their files."""
-    return sorted(path.stem.removeprefix("_") for path in FOLDER.glob("_*.yaml"))
-
-
-def read(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file.
-
-    Raises:
-        ConfigError: the file is not there, is not YAML, repeats a key, or holds something else than a mapping.
-    """
-    try:
-        plain = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror}); give the path of a YAML file") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not valid YAML: {error}") from error
-    if not isinstance(plain, dict):
-        raise ConfigError(f"{path}: holds {type(plain).__name__}, expected a mapping of sections such as `pretrain:`")
-    return plain
-
-
-def merged(base: Any, change: Any) -> Any:
-    """``base`` with ``change`` laid over it, mapping by mapping; anything else is replaced.
-
-    Where both sides name an extension and the names differ, the change replaces the whole mapping: the parameters of one
-    masking mean nothing to another.
-    """
-    if not isinstance(base, Mapping) or not isinstance(change, Mapping):
-        return change
-    if "name" in base and "name" in change and base["name"] != change["name"]:
-        return dict(change)
-    return {**base, **{key: merged(base[key], value) if key in base else value for key, value in change.items()}}
-
-
-def _section_wise(base: Mapping[str, Any], changes: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    plain = dict(base)
-    for change in changes:
-        for section, value in change.items():
-            plain[section] = merged(plain.get(section), value)
-    return plain
-
-
-def _path_of(spelled: str, known: list[str], kind: str) -> Path:
-    if spelled.endswith((".yaml", ".yml")) or "/" in spelled:
-        return Path(spelled).expanduser()
-    if spelled not in known:
-        raise ConfigError(
-            f"unknown {kind} {spelled!r}; known: {', '.join(known)}; or give the path of a YAML file, such as ./mine.yaml"
-        )
-    return FOLDER / f"{'_' if kind == 'overlay' else ''}{spelled}.yaml"
-
-
-def _override(pair: str) -> dict[str, Any]:
-    """``a.b=3`` as ``{"a": {"b": 3}}``."""
-    key, separator, text = pair.partition("=")
-    parts = key.strip().split(".")
-    if not separator or not all(parts):
-        raise ConfigError(f"--set {pair!r}: expected SECTION.KEY=VALUE, such as --set pretrain.seed=1")
-    try:
-        nested: Any = yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--set {pair!r}: the value is not valid YAML: {error}") from error
-    for part in reversed(parts):
-        nested = {part: nested}
-    changed: dict[str, Any] = nested
-    return changed
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML without the trap of a repeated key, of which the last would silently win."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
-            if key in seen and key != "<<":
-                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} appears twice", key_node.start_mark)
-            seen.add(key)
-        return super().construct_mapping(node, deep)
+            yield override(pair)

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
-from pipeline.plan import STAGES, Step, config_of, inputs_of, step
+from pipeline.plan import STAGES, Step, config_of, pins, step
 from pipeline.recipe import RECORD, Recipe, Request
 from stages.progress import Monitor
 from stages.storage.artifact import Artifact, Outcome
@@ -80,17 +80,22 @@ class Run:
         """The workspace, with this run's monitor and the resolved recipe as the record beside every artifact."""
         return Workspace.at(self.root, monitor=_Relay(self.observers), records={RECORD: self.recipe.resolved()})
 
-    def stage(self, stage: str, made: Mapping[str, Artifact]) -> Report:
-        """Run one stage on the artifacts made in this run and, where those lack an input, on what is found by fingerprint.
+    def pins(self, stages: Sequence[str]) -> dict[str, Artifact]:
+        """What ``stages`` read and none of them makes.
 
         Raises:
-            PipelineError: the stage failed, or an input is missing.
+            ArtifactMissing: one is not there; the message says which command makes it.
+        """
+        return pins(stages, request=self.request, recipe=self.recipe, workspace=self.workspace)
+
+    def stage(self, stage: str, made: Mapping[str, Artifact]) -> Report:
+        """Run one stage on artifacts that are there.
+
+        Raises:
+            PipelineError: the stage failed.
         """
         workspace = self.workspace
-        if all(name in made for name in STAGES[stage].INPUTS):
-            inputs = {name: made[name] for name in STAGES[stage].INPUTS}
-        else:
-            inputs = inputs_of(stage, self.request, self.recipe, workspace)
+        inputs = {name: made[name] for name in STAGES[stage].INPUTS}
         upcoming = step(self.recipe, workspace, stage, inputs)
         self._tell(lambda observer: observer.stage_started(upcoming, self.recipe, inputs))
         started = time.monotonic()
@@ -108,9 +113,9 @@ class Run:
         """Run stages in the given order, each on what the ones before made, and yield what came of each.
 
         Raises:
-            PipelineError: a stage failed, or an input of the first is missing.
+            PipelineError: a stage failed, or an input that none of them makes is missing.
         """
-        made: dict[str, Artifact] = {}
+        made = self.pins(stages)
         for stage in stages:
             report = self.stage(stage, made)
             made[stage] = report.artifact

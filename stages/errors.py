@@ -65,6 +65,7 @@ class Reason(StrEnum):
     LIMIT = "limit"
     DUPLICATE = "duplicate"
     CHANGED = "changed"
+    MISSING = "missing"
 
 
 class MediaError(PipelineError, ValueError):

@@ -43,6 +43,8 @@ class Config(config.Config):
     """Radius of the two circular motions as a share of the frame."""
     object_contrast: float = Field(0.45, ge=0, le=1)
     """Distance of the object's colour from mid grey, in [0, 1] of the value range."""
+    colour_spread: float = Field(0.2, ge=0, le=1)
+    """How far the object's colour strays from white in hue, as a share of its contrast."""
     object_texture: float = Field(0.1, ge=0, le=1)
     """Amplitude of the stripes painted on the object."""
     background_texture: float = Field(0.06, ge=0, le=1)
@@ -125,7 +127,7 @@ def scene(config: Config, index: int) -> Scene:
         phase=float(draw.uniform(0, 2 * np.pi)),
         colour=np.cos(hue + np.array([0.0, 2.1, 4.2])).astype(np.float32),
         stripe_angle=float(draw.uniform(0, np.pi)),
-        background=draw.uniform(0.4, 0.6, 3).astype(np.float32),
+        background=draw.uniform(0.3, 0.4, 3).astype(np.float32),
         waves=np.column_stack(
             [frequencies, draw.uniform(0, 2 * np.pi, NUM_WAVES), draw.normal(size=(NUM_WAVES, 3))]
         ).astype(np.float32),
@@ -220,7 +222,7 @@ def _paint_object(frames: Array, drawn: Scene, config: Config) -> None:
         np.float32(np.cos(drawn.stripe_angle)) * across[:, None, :] + np.float32(np.sin(drawn.stripe_angle)) * down[:, :, None]
     )
     stripes = np.float32(config.object_texture) * np.sin(along)
-    colour = np.float32(0.5) + np.float32(config.object_contrast) * drawn.colour
+    colour = np.float32(0.35) + np.float32(config.object_contrast) * (1 + np.float32(config.colour_spread) * drawn.colour)
     _paint(frames, distance, colour[:, None, None] + stripes[:, None])
     length = config.num_frames // NUM_QUARTERS
     marked = slice(drawn.marked_quarter * length, (drawn.marked_quarter + 1) * length)

@@ -15,9 +15,7 @@ def test_published_clips_give_the_published_grids():
     assert Patching().patch_dim == 1536
 
 
-@pytest.mark.parametrize(
-    ("num_frames", "size_px", "named"), [(15, 224, ("15", "2")), (16, 220, ("220", "16")), (0, 224, ("0", "2"))]
-)
+@pytest.mark.parametrize(("num_frames", "size_px", "named"), [(15, 224, "15.*2"), (16, 220, "220.*16"), (0, 224, "0.*2")])
 def test_a_clip_that_leaves_part_of_a_patch_is_refused_with_both_numbers(num_frames, size_px, named):
     with pytest.raises(ValueError, match=named):
         Patching().grid(num_frames, size_px)

@@ -18,13 +18,16 @@ def tiny_encoder(num_tokens=12):
     return Encoder(TINY, SMALL, num_tokens).eval()
 
 
-@pytest.mark.parametrize(("name", "millions"), [("ViT-S", 22), ("ViT-B", 87), ("ViT-L", 305), ("ViT-H", 633)])
-def test_sizes_have_the_published_number_of_parameters(name, millions):
-    config = EncoderConfig.model_validate(name)
+@pytest.mark.parametrize(
+    ("name", "width", "depth"), [("ViT-S", 384, 12), ("ViT-B", 768, 12), ("ViT-L", 1024, 24), ("ViT-H", 1280, 32)]
+)
+def test_sizes_have_the_parameters_of_their_published_width_and_depth(name, width, depth):
     with torch.device("meta"):
-        encoder = Encoder(config, Patching(), num_tokens=1568)
-    classifier = 400 * (config.width + 1)  # the published counts are of networks for 400 classes
-    assert round((sum(p.numel() for p in encoder.parameters()) + classifier) / 1e6) == millions
+        encoder = Encoder(EncoderConfig.model_validate(name), Patching(), num_tokens=1568)
+    attention = 4 * width**2 + 3 * width  # no bias on the keys
+    mlp = 8 * width**2 + 5 * width
+    expected = (1536 + 1) * width + depth * (attention + mlp + 4 * width) + 2 * width
+    assert sum(parameter.numel() for parameter in encoder.parameters()) == expected
 
 
 def test_a_published_size_is_its_numbers():

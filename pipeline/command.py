@@ -1,0 +1,208 @@
+"""The command line: ``lvmae``. It asks, runs and reports; everything it does is done by the other modules.
+
+The heavy imports (torch, and the stages with it) happen inside the commands, so that help is instant.
+"""
+
+import contextlib
+import json
+import logging
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from pipeline.recipe_files import overlay_names, recipe_names
+from stages.errors import PipelineError
+
+if TYPE_CHECKING:
+    from pipeline.recipe import Request
+
+_OVERVIEW = """Turn a folder of videos into an evaluated long-video encoder, in five stages:
+shard, tokenizer, precompute, pretrain, evaluate.
+
+What is done is never done again: every command continues where the last one stopped."""
+
+_STAGES = {
+    "shard": "Cut videos into normalised clips, in tars with a Parquet index; bad files go to quarantine with a reason.",
+    "tokenizer": "Train the adaptive tokenizer on 16-frame windows.",
+    "precompute": "Store codes and priorities of every clip and view.",
+    "pretrain": "Pretrain the masked autoencoder on long clips.",
+    "evaluate": "Measure the frozen encoder with probes, and write report.html.",
+}
+
+_RecipeName = Annotated[
+    str, typer.Argument(metavar="RECIPE", help="Name of a recipe (see `lvmae recipes`) or path of a YAML file.")
+]
+_Overlays = Annotated[
+    list[str] | None, typer.Option("--overlay", metavar="NAME", help="Lay another YAML file over the recipe; repeatable.")
+]
+_Source = Annotated[
+    str | None, typer.Option("--source", metavar="PATH", help="Folder of videos to take instead of the recipe's source.")
+]
+_Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="A.B=C", help="Change one value of the recipe, spelled as in YAML; repeatable."),
+]
+_Root = Annotated[
+    str, typer.Option("--root", metavar="PATH", envvar="LVMAE_ROOT", help="Where artifacts lie; made when first needed.")
+]
+_Engine = Annotated[
+    Literal["local", "prefect"], typer.Option("--engine", help="Run here, or as a Prefect flow (needs no server).")
+]
+_Tracking = Annotated[bool, typer.Option("--tracking/--no-tracking", help="Record what is executed in MLflow.")]
+_Json = Annotated[bool, typer.Option("--json", help="Write JSON to stdout, one object per line, and the rest to stderr.")]
+_Verbose = Annotated[bool, typer.Option("--verbose", help="Show log messages, and the traceback of an error.")]
+
+
+def main() -> None:
+    """Run the command that the arguments name."""
+    build()()
+
+
+def build() -> typer.Typer:
+    """The command with all its subcommands."""
+    app = typer.Typer(
+        name="lvmae",
+        help=_OVERVIEW,
+        epilog="Begin with: lvmae run lvmae --overlay demo",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+    )
+    app.command("run", epilog="Example: lvmae run lvmae --overlay demo --source ~/videos --set pretrain.seed=1")(_run)
+    for stage, meaning in _STAGES.items():
+        app.command(stage, help=_stage_help(stage, meaning), epilog=f"Example: lvmae {stage} lvmae --overlay demo")(
+            _stage_command(stage)
+        )
+    app.command("status", epilog="Example: lvmae status lvmae --overlay demo --root workspace")(_status)
+    app.command("verify", epilog="Example: lvmae verify --root workspace")(_verify)
+    app.command("recipes", epilog="Example: lvmae recipes lvmae --overlay demo")(_recipes)
+    return app
+
+
+def _stage_help(stage: str, meaning: str) -> str:
+    return f"{meaning} Runs the stage {stage} alone, on inputs that are there."
+
+
+def _run(
+    recipe: _RecipeName,
+    overlay: _Overlays = None,
+    source: _Source = None,
+    root: _Root = "workspace",
+    overrides: _Overrides = None,
+    only: Annotated[
+        str | None, typer.Option("--only", metavar="STAGE", help="Run this stage alone; its inputs must be there.")
+    ] = None,
+    first: Annotated[
+        str | None, typer.Option("--from", metavar="STAGE", help="Begin with this stage; its inputs must be there.")
+    ] = None,
+    engine: _Engine = "local",
+    tracking: _Tracking = True,
+    as_json: _Json = False,
+    verbose: _Verbose = False,
+) -> None:
+    """Run a recipe: all five stages, or some. What is there already is reused, and nothing is written for it."""
+    with _reporting(verbose):
+        from pipeline.execution import execute
+
+        request = _request(recipe, overlay, source, overrides)
+        execute(request, root=root, only=only, first=first, engine=engine, tracking=tracking, as_json=as_json)
+
+
+def _stage_command(stage: str) -> Callable[..., None]:
+    def command(
+        recipe: _RecipeName,
+        overlay: _Overlays = None,
+        source: _Source = None,
+        root: _Root = "workspace",
+        overrides: _Overrides = None,
+        engine: _Engine = "local",
+        tracking: _Tracking = True,
+        as_json: _Json = False,
+        verbose: _Verbose = False,
+    ) -> None:
+        with _reporting(verbose):
+            from pipeline.execution import execute
+
+            request = _request(recipe, overlay, source, overrides)
+            execute(request, root=root, only=stage, first=None, engine=engine, tracking=tracking, as_json=as_json)
+
+    return command
+
+
+def _status(
+    recipe: Annotated[
+        str | None, typer.Argument(metavar="[RECIPE]", help="Say what a run of this recipe would do next.")
+    ] = None,
+    overlay: _Overlays = None,
+    source: _Source = None,
+    root: _Root = "workspace",
+    overrides: _Overrides = None,
+    as_json: _Json = False,
+    verbose: _Verbose = False,
+) -> None:
+    """Show every artifact: its state, what it was made from, size and age; with a recipe, what would run next.
+
+    A stage's fingerprint is made of its configuration and the digests of its inputs. Deleting one artifact reruns that
+    stage; stages that read it run again only if it comes out differently.
+    """
+    with _reporting(verbose):
+        from pipeline.inspection import show_status
+
+        request = _request(recipe, overlay, source, overrides) if recipe else None
+        show_status(request, root=root, as_json=as_json)
+
+
+def _verify(root: _Root = "workspace", as_json: _Json = False, verbose: _Verbose = False) -> None:
+    """Read every file of every artifact and compare it with its recorded sha256. Exit code 1 when something is damaged."""
+    with _reporting(verbose):
+        from pipeline.inspection import show_damage
+
+        whole = show_damage(root=root, as_json=as_json)
+    if not whole:
+        raise typer.Exit(1)
+
+
+def _recipes(
+    recipe: Annotated[
+        str | None, typer.Argument(metavar="[RECIPE]", help="Print this recipe with every default spelled out.")
+    ] = None,
+    overlay: _Overlays = None,
+    source: _Source = None,
+    overrides: _Overrides = None,
+    as_json: _Json = False,
+    verbose: _Verbose = False,
+) -> None:
+    """List the recipes and overlays that come with the project, or print a recipe as it resolves, every default spelled out."""
+    with _reporting(verbose):
+        if recipe:
+            loaded = _request(recipe, overlay, source, overrides).load()
+            sys.stdout.write(json.dumps(loaded.model_dump(mode="json")) + "\n" if as_json else loaded.resolved().decode())
+            return
+        names = {"recipes": recipe_names(), "overlays": overlay_names()}
+        lines = [json.dumps(names)] if as_json else [f"{kind:<8}  {', '.join(known)}" for kind, known in names.items()]
+        sys.stdout.write("".join(f"{line}\n" for line in lines))
+
+
+def _request(recipe: str, overlay: list[str] | None, source: str | None, overrides: list[str] | None) -> "Request":
+    from pipeline.recipe import Request
+
+    return Request(recipe=recipe, overlays=tuple(overlay or ()), source=source, overrides=tuple(overrides or ()))
+
+
+@contextlib.contextmanager
+def _reporting(verbose: bool) -> Iterator[None]:
+    """Turn what was raised on purpose into one message and an exit code: 2 for an error, 130 for an interrupt."""
+    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(levelname)s %(name)s %(message)s")
+    try:
+        yield
+    except PipelineError as error:
+        if verbose:
+            traceback.print_exc()
+        sys.stderr.write(f"error: {error}\n")
+        raise typer.Exit(2) from None
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted: what is committed stays; the same command continues from there\n")
+        raise typer.Exit(130) from None

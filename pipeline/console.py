@@ -1,0 +1,130 @@
+"""What a person sees of a run: bars while a stage works, one line when it is through, and the table of a plan.
+
+Bars go to stderr and only where that is a terminal. Lines go wherever the caller says: to stdout, or to stderr where
+stdout carries JSON.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeRemainingColumn
+
+from pipeline.plan import Action, Step
+from pipeline.recipe import Recipe
+from pipeline.runner import Report
+from stages.storage.artifact import Artifact
+
+_FATE = ("inputs", "committed", "quarantined", "pending")
+
+
+class Terminal:
+    """An observer that draws bars on stderr and writes one line per stage.
+
+    Args:
+        lines: where the lines go.
+        records: where one JSON object per stage goes, if anywhere.
+    """
+
+    def __init__(self, lines: TextIO, records: TextIO | None = None) -> None:
+        self._lines = lines
+        self._records = records
+        self._console = Console(stderr=True)
+        self._progress: Progress | None = None
+        self._task: TaskID | None = None
+
+    def stage_started(self, upcoming: Step, recipe: Recipe, inputs: Mapping[str, Artifact]) -> None:
+        """Say what is about to run and why; nothing for what is only looked up."""
+        if upcoming.action is not Action.REUSE:
+            self._write(f"{upcoming.stage:<10}  starts    {upcoming.reason}")
+
+    def begin(self, label: str, *, total: int, done: int = 0) -> None:
+        """Draw a bar, below those of earlier pieces of work of the same stage."""
+        if not self._console.is_terminal or total <= done:
+            return
+        if self._progress is None:
+            self._progress = Progress(*_columns(), console=self._console, transient=True)
+            self._progress.start()
+        self._task = self._progress.add_task(label, total=total, completed=done, values="")
+
+    def advance(self, amount: int = 1) -> None:
+        """Move the bar."""
+        if self._progress is not None and self._task is not None:
+            self._progress.advance(self._task, amount)
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Show the latest measurements beside the bar."""
+        if self._progress is not None and self._task is not None:
+            shown = "  ".join(f"{name} {value:.4g}" for name, value in list(values.items())[:3])
+            self._progress.update(self._task, values=shown)
+
+    def stage_finished(self, report: Report) -> None:
+        """Write the stage's line."""
+        self._stop()
+        self._write(line(report))
+        if self._records:
+            self._records.write(json.dumps(report.record()) + "\n")
+            self._records.flush()
+
+    def stage_failed(self, stage: str, error: BaseException) -> None:
+        """Take the bars away; the error is written by who catches it."""
+        self._stop()
+        self._write(f"{stage:<10}  stopped   what is committed stays; the same command continues from there")
+
+    def _stop(self) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+        self._progress, self._task = None, None
+
+    def _write(self, text: str) -> None:
+        self._lines.write(text + "\n")
+        self._lines.flush()
+
+
+def line(report: Report) -> str:
+    """One line on a stage: what was done and reused, what was quarantined, measurements, how long, and where it lies."""
+    outcome, counts = report.outcome, report.outcome.counts
+    parts = [f"{outcome.units_done} done, {outcome.units_reused} reused"]
+    if all(name in counts for name in _FATE):
+        parts.append("{inputs} inputs = {committed} committed + {quarantined} quarantined + {pending} pending".format(**counts))
+    parts += [f"{name} {value:.4g}" for name, value in outcome.metrics.items()]
+    parts += [duration(report.duration_s), str(report.artifact.folder)]
+    return f"{report.stage:<10}  {report.state:<8}  " + "  |  ".join(parts)
+
+
+def plan_lines(steps: Sequence[Step]) -> list[str]:
+    """A plan as lines of a table: stage, what would happen, fingerprint, why."""
+    return [f"{step.stage:<10}  {step.action:<6}  {step.fingerprint or '-':<16}  {step.reason}" for step in steps]
+
+
+def duration(seconds: float) -> str:
+    """A duration as a person says it: ``4.2 s``, ``3 min 12 s``, ``2 h 5 min``, ``3 d 4 h``."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
+
+
+def size(num_bytes: int) -> str:
+    """A size as a person says it, in powers of 1000."""
+    value = float(num_bytes)
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 1000:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1000
+    return f"{value:.1f} TB"
+
+
+def _columns() -> list[SpinnerColumn | TextColumn | BarColumn | MofNCompleteColumn | TimeRemainingColumn]:
+    return [
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[values]}"),
+    ]

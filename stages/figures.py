@@ -1,0 +1,175 @@
+"""The report's figures as PNG bytes: pictures of clips, training curves, accuracies. Equal inputs give equal bytes.
+
+Figures are objects of their own; nothing here touches matplotlib's global state.
+"""
+
+import io
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
+
+import matplotlib
+import numpy as np
+import numpy.typing as npt
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+
+from stages.pictures import RANDOM, TOP, VISIBLE, Frames, Picture
+from stages.scoring import Score
+
+ROLE_COLOURS: Mapping[int, str] = MappingProxyType({VISIBLE: "#0072B2", TOP: "#D55E00", RANDOM: "#F0E442"})
+"""Told apart by readers with any colour vision. Source: M. Okabe and K. Ito, 2008."""
+ROLE_TITLES: Mapping[int, str] = MappingProxyType(
+    {VISIBLE: "seen by the encoder", TOP: "predicted: highest priority", RANDOM: "predicted: chosen at random"}
+)
+_CURVE_TITLES = {
+    "loss": "loss (mean squared error)",
+    "psnr_db": "PSNR of the reconstruction, dB",
+    "loss_over_variance": "share of the target's variance left unexplained",
+}
+_PROBE_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
+_INK = "#222222"
+_DPI = 100
+
+
+def clip_picture(picture: Picture, num_columns: int) -> bytes:
+    """A few frames of one clip, one row for each thing that was made of it.
+
+    Args:
+        picture: the clip.
+        num_columns: frames to show, spread evenly over the recorded part.
+    """
+    frames = np.linspace(0, picture.num_recorded_frames - 1, num_columns).round().astype(int)
+    rows = _picture_rows(picture, frames)
+    figure = Figure(figsize=(1.0 + 1.3 * num_columns, 0.75 + 1.3 * len(rows)), dpi=_DPI, layout="constrained")
+    axes = figure.subplots(len(rows), num_columns, squeeze=False)
+    for row, (title, images) in enumerate(rows.items()):
+        for column, image in enumerate(images):
+            axes[row][column].imshow(image, interpolation="nearest")
+            axes[row][column].set(xticks=[], yticks=[])
+        axes[row][0].set_ylabel(title, fontsize=9, color=_INK)
+    for column, frame in enumerate(frames):
+        axes[0][column].set_title(f"frame {frame}", fontsize=9, color=_INK)
+    handles = [Patch(facecolor=colour, label=ROLE_TITLES[role]) for role, colour in ROLE_COLOURS.items()]
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), fontsize=9, frameon=False)
+    return _png(figure)
+
+
+def curves(history: Sequence[Mapping[str, float]], names: Sequence[str]) -> bytes:
+    """Measurements over the steps of a training, one panel each.
+
+    Args:
+        history: rows with ``step`` and measurements.
+        names: which measurements; those that no row has are left out.
+    """
+    shown = [name for name in names if history and name in history[0]]
+    figure = Figure(figsize=(5.2 * max(1, len(shown)), 2.9), dpi=_DPI, layout="constrained")
+    axes = figure.subplots(1, max(1, len(shown)), squeeze=False)[0]
+    for axis, name in zip(axes, shown, strict=False):
+        axis.plot([row["step"] for row in history], [row[name] for row in history], color=_PROBE_COLOURS[0], linewidth=1.4)
+        axis.set_title(_CURVE_TITLES.get(name, name), fontsize=10, color=_INK)
+        axis.set_xlabel("step", fontsize=9, color=_INK)
+        if name == "loss_over_variance":
+            axis.axhline(1, color="#888888", linewidth=1, linestyle="--")
+            place = ("axes fraction", "data")
+            axis.annotate("predicting the mean", (0.99, 1), xycoords=place, ha="right", va="bottom", fontsize=8)
+        _plain(axis)
+    return _png(figure)
+
+
+def accuracies(scores: Sequence[Score], *, titles: Mapping[str, str], chance: float) -> bytes:
+    """Accuracies of one label with their intervals against chance, one line per kind of features.
+
+    Args:
+        scores: of one label.
+        titles: what to call features and probes.
+        chance: the accuracy of a blind guess.
+    """
+    features = list(dict.fromkeys(score.features for score in scores))
+    probes = list(dict.fromkeys(score.probe for score in scores))
+    figure = Figure(figsize=(8.6, 0.95 + 0.55 * len(features)), dpi=_DPI, layout="constrained")
+    axis = figure.subplots()
+    axis.axvline(chance, color="#888888", linewidth=1, linestyle="--", label="chance")
+    for number, probe in enumerate(probes):
+        shown = [score for score in scores if score.probe == probe]
+        height = np.array([features.index(score.features) for score in shown]) + 0.16 * (number - (len(probes) - 1) / 2)
+        value = np.array([score.accuracy for score in shown])
+        reach = np.abs(np.array([score.interval for score in shown]).T - value)
+        colour = _PROBE_COLOURS[number % len(_PROBE_COLOURS)]
+        axis.errorbar(value, height, xerr=reach, fmt="o", color=colour, markersize=5, capsize=3, label=titles.get(probe, probe))
+    axis.set_yticks(range(len(features)), [titles.get(name, name) for name in features])
+    axis.set(xlim=(0, 1), ylim=(len(features) - 0.5, -0.5))
+    axis.set_xlabel("accuracy on the test clips, with 95 % intervals", fontsize=9, color=_INK)
+    figure.legend(loc="outside right upper", fontsize=9, frameon=False)
+    _plain(axis)
+    return _png(figure)
+
+
+def _picture_rows(picture: Picture, frames: npt.NDArray[Any]) -> dict[str, list[npt.NDArray[np.uint8]]]:
+    slots = frames * picture.roles.shape[0] // len(picture.original)
+    rows = {"original": list(picture.original[frames]), "tokenizer": list(picture.tokenized[frames])}
+    if picture.predicted is not None:
+        rows["autoencoder"] = [
+            _outlined(picture.predicted[frame], picture.roles[slot]) for frame, slot in zip(frames, slots, strict=True)
+        ]
+    heat = _heat(picture.priority[: slots[-1] + 1])
+    rows["priority"] = [_over(picture.original[frame], heat[slot], 0.7) for frame, slot in zip(frames, slots, strict=True)]
+    rows["tokens"] = [
+        _over(picture.original[frame], _role_colours(picture.roles[slot]), np.where(picture.roles[slot] > 0, 0.75, 0.0))
+        for frame, slot in zip(frames, slots, strict=True)
+    ]
+    return rows
+
+
+def _heat(priority: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    """Colours ``[t h w 3]`` in [0, 1], dark for the lowest priority of the clip and bright for the highest."""
+    low, high = float(priority.min()), float(priority.max())
+    scaled = (priority - low) / (high - low) if high > low else np.zeros_like(priority)
+    colours: npt.NDArray[np.float64] = matplotlib.colormaps["inferno"](scaled)[..., :3]
+    return colours
+
+
+def _role_colours(roles: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+    colours = np.zeros((*roles.shape, 3))
+    for role, colour in ROLE_COLOURS.items():
+        colours[roles == role] = [int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5)]
+    return colours
+
+
+def _over(
+    frame: npt.NDArray[np.uint8], colours: npt.NDArray[np.float64], opacity: float | npt.NDArray[np.float64]
+) -> npt.NDArray[np.uint8]:
+    """A frame in grey with one colour per token laid over it."""
+    grey = frame.mean(axis=2, keepdims=True).repeat(3, axis=2) / 255
+    side = frame.shape[0] // colours.shape[0]
+    laid = np.kron(colours, np.ones((side, side, 1)))
+    share = np.kron(np.broadcast_to(opacity, colours.shape[:2]), np.ones((side, side)))[..., None]
+    mixed: npt.NDArray[np.uint8] = np.rint((grey * (1 - share) + laid * share) * 255).astype(np.uint8)
+    return mixed
+
+
+def _outlined(frame: Frames, roles: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
+    """A frame with a coloured line around every token that the encoder saw."""
+    drawn, side = frame.copy(), frame.shape[0] // roles.shape[0]
+    colour = np.rint(_role_colours(np.array(VISIBLE)) * 255).astype(np.uint8)
+    width = max(1, side // 16)
+    for y, x in np.argwhere(roles == VISIBLE) * side:
+        cell = drawn[y : y + side, x : x + side]
+        cell[:width] = cell[-width:] = colour
+        cell[:, :width] = cell[:, -width:] = colour
+    return drawn
+
+
+def _plain(axis: Any) -> None:
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.tick_params(labelsize=9, colors=_INK)
+    axis.grid(axis="both", color="#e6e6e6", linewidth=0.8)
+    axis.set_axisbelow(True)
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    FigureCanvasAgg(figure)
+    figure.savefig(buffer, format="png", metadata={"Software": None})
+    return buffer.getvalue()

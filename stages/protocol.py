@@ -1,0 +1,145 @@
+"""Who is scored, who teaches and who is tested: from clips with labels to the splits that every probe is judged on.
+
+Nothing here looks at a feature. The splits follow from the labels alone, so all features and probes are judged on the
+same clips.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from sklearn.model_selection import GroupKFold
+
+from stages.errors import ConfigError
+from stages.evals import Classes
+from stages.storage.clips import Clip
+
+
+class Split(NamedTuple):
+    """Positions of the clips that teach and of those that are tested."""
+
+    train: Classes
+    test: Classes
+
+
+@dataclasses.dataclass(frozen=True)
+class Question:
+    """One label that a probe has to tell: the clips that carry it, their classes, and how they are split."""
+
+    label: str
+    rows: Classes
+    """Which of the scored clips carry the label; ``classes``, ``groups`` and ``splits`` count within these."""
+    class_names: tuple[str, ...]
+    classes: Classes
+    groups: Classes
+    splits: tuple[Split, ...]
+
+    @property
+    def tested(self) -> Classes:
+        """Positions of all tested clips, split after split."""
+        return np.concatenate([split.test for split in self.splits])
+
+    @property
+    def num_shared_groups(self) -> int:
+        """Groups that teach and are tested in the same split; above zero, results may be flattering."""
+        shared = [np.intersect1d(self.groups[split.train], self.groups[split.test]) for split in self.splits]
+        return sum(map(len, shared))
+
+    @property
+    def uniform_chance(self) -> float:
+        """The accuracy of a blind guess."""
+        return 1 / len(self.class_names)
+
+    @property
+    def majority_chance(self) -> float:
+        """The accuracy of always naming the most frequent class of the clips that teach; the lowest among equals."""
+        hits = 0
+        for split in self.splits:
+            commonest = np.bincount(self.classes[split.train], minlength=len(self.class_names)).argmax()
+            hits += int((self.classes[split.test] == commonest).sum())
+        return hits / len(self.tested)
+
+
+def scored_clips(clips: Sequence[Clip], where: Mapping[str, str], labels: Sequence[str]) -> list[Clip]:
+    """The clips that carry every value in ``where`` and at least one of the ``labels``, in their order.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    kept = [clip for clip in clips if all(clip.labels.get(key) == value for key, value in where.items())]
+    labelled = [clip for clip in kept if any(label in clip.labels for label in labels)]
+    if not labelled:
+        raise ConfigError(
+            f"evaluate.where={dict(where)} keeps {len(kept)} of {len(clips)} clips and none of them has a label of "
+            f"{list(labels)}; {_known_labels(clips)}"
+        )
+    return labelled
+
+
+def question(clips: Sequence[Clip], label: str, *, split_label: str, folds: int | None, group_label: str | None) -> Question:
+    """How one label is asked of the clips that carry it.
+
+    Args:
+        clips: the scored clips.
+        label: the label column that holds the classes.
+        split_label: the column whose values ``train`` and ``test`` split the clips; used when ``folds`` is ``None``.
+        folds: parts of a grouped k-fold instead, in which every clip is tested once.
+        group_label: the column of clips that must not be torn apart; ``None``: clips of one source belong together.
+
+    Raises:
+        ConfigError: a column is missing or has too few values for the split.
+    """
+    rows = np.array([row for row, clip in enumerate(clips) if label in clip.labels], dtype=np.int64)
+    asked = [clips[row] for row in rows]
+    if not asked:
+        raise ConfigError(f"evaluate.label {label!r} is on none of {len(clips)} scored clips; {_known_labels(clips)}")
+    names = tuple(sorted({clip.labels[label] for clip in asked}, key=_natural_order))
+    groups = _numbered([_group(clip, group_label, required=folds is not None) for clip in asked])
+    classes = np.array([names.index(clip.labels[label]) for clip in asked], dtype=np.int64)
+    splits = _by_column(asked, split_label) if folds is None else _by_fold(groups, folds)
+    if any(len(np.unique(classes[split.train])) < 2 for split in splits):
+        raise ConfigError(f"evaluate.label {label!r}: the clips to learn from show a single class; a probe needs two or more")
+    return Question(label=label, rows=rows, class_names=names, classes=classes, groups=groups, splits=splits)
+
+
+def _group(clip: Clip, group_label: str | None, *, required: bool) -> str:
+    if group_label is None or (group_label not in clip.labels and not required):
+        return clip.source_id
+    if group_label not in clip.labels:
+        raise ConfigError(
+            f"evaluate.group_label {group_label!r} is not on clip {clip.clip_id} ({clip.key}); {_known_labels([clip])}; "
+            "set evaluate.group_label to null to keep only the clips of one source together"
+        )
+    return clip.labels[group_label]
+
+
+def _by_column(clips: Sequence[Clip], split_label: str) -> tuple[Split, ...]:
+    parts = [clip.labels.get(split_label) for clip in clips]
+    train, test = (np.flatnonzero([part == name for part in parts]) for name in ("train", "test"))
+    if not len(train) or not len(test):
+        raise ConfigError(
+            f"evaluate.split_label {split_label!r}: {len(train)} clips are 'train' and {len(test)} are 'test' of {len(clips)}; "
+            f"{_known_labels(clips)}; without such a column set evaluate.folds, such as 5"
+        )
+    return (Split(train, test),)
+
+
+def _by_fold(groups: Classes, folds: int) -> tuple[Split, ...]:
+    num_groups = len(np.unique(groups))
+    if num_groups < folds:
+        raise ConfigError(f"evaluate.folds={folds} needs as many groups; the scored clips have {num_groups}")
+    return tuple(Split(train, test) for train, test in GroupKFold(folds).split(groups, groups=groups))
+
+
+def _numbered(names: Sequence[str]) -> Classes:
+    return np.unique(np.array(names), return_inverse=True)[1].astype(np.int64)
+
+
+def _natural_order(name: str) -> tuple[bool, int, str]:
+    """Numbers by value before words by letter, so that class 10 follows class 9."""
+    return (not name.isdecimal(), int(name) if name.isdecimal() else 0, name)
+
+
+def _known_labels(clips: Sequence[Clip]) -> str:
+    return f"known label columns: {sorted({key for clip in clips for key in clip.labels})}"

@@ -1,0 +1,107 @@
+"""The command line: help that teaches, errors that say what to do, and exit codes a script can rely on."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from pipeline.command import build
+from stages.errors import PipelineError
+from stages.storage.artifact import Artifact
+from stages.storage.workspace import Workspace
+
+COMMANDS = ("run", "shard", "tokenizer", "precompute", "pretrain", "evaluate", "status", "verify", "recipes")
+DEMO = ("lvmae", "--overlay", "demo")
+
+
+def invoke(*arguments: str) -> Result:
+    return CliRunner().invoke(build(), list(arguments))
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself_with_an_example(command: str) -> None:
+    result = invoke(command, "--help")
+    assert result.exit_code == 0
+    assert f"Example: lvmae {command}" in result.output
+
+
+def test_help_needs_neither_torch_nor_prefect_nor_mlflow() -> None:
+    script = (
+        "import sys; from pipeline.command import build; build();"
+        "sys.exit(bool({'torch', 'prefect', 'mlflow'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("run", "lvma"), "error: unknown recipe 'lvma'; known: lvmae"),
+        (("run", *DEMO, "--only", "train"), "error: unknown stage 'train'; known, in their order: shard"),
+        (("run", *DEMO, "--only", "shard", "--from", "shard"), "contradict"),
+        (("run", *DEMO, "--set", "pretrain.sede=1"), "pretrain.sede: unknown key; did you mean 'seed'?"),
+        (("run", *DEMO, "--root", "s3://bucket/x"), "only local folders"),
+        (("status", "lvma"), "unknown recipe 'lvma'"),
+    ],
+)
+def test_a_wrong_request_gives_one_message_and_exit_code_2(arguments: tuple[str, ...], message: str) -> None:
+    result = invoke(*arguments)
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert "Traceback" not in result.output
+    assert result.stdout == ""
+
+
+def test_verbose_shows_where_an_error_came_from() -> None:
+    assert "Traceback" in invoke("run", "lvma", "--verbose").stderr
+
+
+def test_a_stage_without_its_inputs_says_which_command_makes_them(workspace: Workspace) -> None:
+    result = invoke("pretrain", *DEMO, "--root", str(workspace.root))
+    assert result.exit_code == 2
+    assert f"lvmae shard lvmae --overlay demo --root {workspace.root}" in result.stderr
+    assert not workspace.root.exists()
+
+
+def test_an_interrupt_gives_exit_code_130(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pipeline.execution.execute", interrupted)
+    assert invoke("run", *DEMO).exit_code == 130
+
+
+def test_an_error_that_nobody_meant_is_not_swallowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise ZeroDivisionError
+
+    assert not issubclass(ZeroDivisionError, PipelineError)
+    monkeypatch.setattr("pipeline.execution.execute", broken)
+    assert isinstance(invoke("run", *DEMO).exception, ZeroDivisionError)
+
+
+def test_status_agrees_with_what_lies_on_disk(workspace: Workspace, everything_made: Callable[[], dict[str, Artifact]]) -> None:
+    made = everything_made()
+    found = json.loads(invoke("status", *DEMO, "--root", str(workspace.root), "--json").stdout)
+    assert {one["stage"]: one["digest"] for one in found["artifacts"]} == {name: one.digest for name, one in made.items()}
+    assert [step["action"] for step in found["next"]] == ["look", "reuse", "reuse", "reuse", "reuse"]
+    text = invoke("status", *DEMO, "--root", str(workspace.root)).stdout
+    assert all(one.folder.name in text for one in made.values())
+
+
+def test_verify_exits_with_1_on_damage(workspace: Workspace, everything_made: Callable[[], dict[str, Artifact]]) -> None:
+    made = everything_made()
+    assert invoke("verify", "--root", str(workspace.root)).exit_code == 0
+    (made["pretrain"].folder / "file.bin").write_bytes(b"mode")
+    damaged = invoke("verify", "--root", str(workspace.root))
+    assert damaged.exit_code == 1
+    assert f"DAMAGED pretrain {made['pretrain'].folder}" in damaged.stdout
+    assert json.loads(invoke("verify", "--root", str(workspace.root), "--json").stdout)["damaged"] == 1
+
+
+def test_recipes_are_listed_and_printed() -> None:
+    assert json.loads(invoke("recipes", "--json").stdout)["recipes"] == ["lvmae"]
+    assert "min_learning_rate" in invoke("recipes", *DEMO).stdout
