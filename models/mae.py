@@ -13,9 +13,11 @@ from pydantic import model_validator
 from torch import nn
 
 from models.config import Config as BaseConfig
+from models.extension import extension
 from models.grid import Grid, Patching
+from models.positions import PositionsConfig, flattened
 from models.shapes import Bool, Float, Int, Tensor
-from models.vit import Block, Encoder, EncoderConfig, TransformerConfig, initialise, resolve_size, sinusoid_positions
+from models.vit import Block, Encoder, EncoderConfig, TransformerConfig, initialise, resolve_size
 
 DECODER_SIZES: Mapping[str, Mapping[str, int]] = MappingProxyType(
     {
@@ -49,6 +51,13 @@ class Config(BaseConfig):
     patching: Patching = Patching()
     """The pixels of one token; the tokenizer's must be the same for its codes to be targets."""
 
+    positions: extension("models.positions", PositionsConfig) = flattened.Config()
+    """How a token's place is told to encoder and decoder."""
+
+    def build_encoder(self, grid: Grid) -> Encoder:
+        """An untrained encoder for clips of a grid."""
+        return Encoder(self.encoder, self.patching, self.positions.vectors(grid, self.encoder.width))
+
 
 class MaskedAutoencoder(nn.Module):
     """Predicts target vectors at hidden positions from the patches at visible ones.
@@ -68,10 +77,10 @@ class MaskedAutoencoder(nn.Module):
     def __init__(self, config: Config, grid: Grid, target_dim: int) -> None:
         super().__init__()
         width = config.decoder.width
-        self.encoder = Encoder(config.encoder, config.patching, grid.num_tokens)
+        self.encoder = config.build_encoder(grid)
         self.encoder_to_decoder = nn.Linear(config.encoder.width, width, bias=False)
         self.mask_token = nn.Parameter(nn.init.trunc_normal_(torch.empty(width), std=0.02))
-        self.register_buffer("position_vectors", sinusoid_positions(grid.num_tokens, width), persistent=False)
+        self.register_buffer("position_vectors", config.positions.vectors(grid, width), persistent=False)
         self.decoder = nn.ModuleList(Block(config.decoder) for _ in range(config.decoder.depth))
         self.norm = nn.LayerNorm(width, eps=1e-6)
         self.head = nn.Linear(width, target_dim)

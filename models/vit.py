@@ -77,17 +77,6 @@ class EncoderConfig(TransformerConfig):
         return resolve_size(value, SIZES)
 
 
-def sinusoid_positions(num_positions: int, dim: int) -> Float[Tensor, "{num_positions} {dim}"]:
-    """Fixed position vectors, sines in even and cosines in odd features; one axis over the flattened token grid.
-
-    Source: VideoMAE uses this one-axis form, with wavelengths of Vaswani et al., arXiv 1706.03762.
-    """
-    feature = torch.arange(dim)
-    rate = 10000.0 ** (-2.0 * (feature // 2).double() / dim)
-    angles = torch.arange(num_positions).double()[:, None] * rate  # [num_positions, dim]
-    return torch.where(feature % 2 == 0, angles.sin(), angles.cos()).float()
-
-
 def initialise(module: nn.Module) -> None:
     """Set the starting weights of one module; for ``nn.Module.apply``.
 
@@ -145,20 +134,20 @@ class Encoder(nn.Module):
     Args:
         config: size of the stack.
         patching: the pixels of one token.
-        num_tokens: tokens of a whole clip. Position vectors are computed, not learned, so that the same weights load
-            into an encoder for longer clips.
+        position_vectors: what to add to the token at each place of a whole clip. They are given, not learned, so that
+            the same weights load into an encoder for longer clips.
     """
 
     position_vectors: Tensor
     pixel_mean: Tensor
     pixel_std: Tensor
 
-    def __init__(self, config: EncoderConfig, patching: Patching, num_tokens: int) -> None:
+    def __init__(self, config: EncoderConfig, patching: Patching, position_vectors: Float[Tensor, "N D"]) -> None:
         super().__init__()
         pixels = patching.patch_dim // 3
         self.register_buffer("pixel_mean", torch.tensor(PIXEL_MEAN).repeat(pixels), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(PIXEL_STD).repeat(pixels), persistent=False)
-        self.register_buffer("position_vectors", sinusoid_positions(num_tokens, config.width), persistent=False)
+        self.register_buffer("position_vectors", position_vectors, persistent=False)
         self.embed = nn.Linear(patching.patch_dim, config.width)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.norm = nn.LayerNorm(config.width, eps=1e-6)

@@ -72,6 +72,9 @@ class Terminal:
         self._stop()
         self._write(f"{stage:<10}  stopped   what is committed stays; the same command continues from there")
 
+    def run_ended(self, error: BaseException | None) -> None:
+        """Nothing: the closing lines are the caller's."""
+
     def _stop(self) -> None:
         if self._progress is not None:
             self._progress.stop()

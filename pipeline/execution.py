@@ -1,13 +1,17 @@
 """One run from the command line: the request resolved, the observers chosen, the stages run here or as a Prefect flow."""
 
+import json
 import sys
 from collections.abc import Sequence
 from typing import Literal
 
+from pipeline import environment
 from pipeline.console import Terminal
 from pipeline.plan import selected
 from pipeline.recipe import Request
-from pipeline.runner import Report, Run
+from pipeline.runner import Observer, Report, Run
+from pipeline.tracking import Tracker
+from stages.storage.workspace import Workspace
 
 _REPORT = "report.html"
 
@@ -27,13 +31,30 @@ def execute(
     Raises:
         PipelineError: the request does not fit, an input is missing, or a stage failed.
     """
-    stages = selected(only=only, first=first)
+    stages, recipe = selected(only=only, first=first), request.load()
     lines = sys.stderr if as_json else sys.stdout
-    terminal = Terminal(lines, records=sys.stdout if as_json else None)
-    run = Run(request, request.load(), root, [terminal])
-    reports = list(run.stages(stages))
+    if engine == "prefect":
+        reports = _in_prefect(request, root, only=only, first=first, tracking=tracking)
+        sys.stdout.write("".join(json.dumps(report.record()) + "\n" for report in reports if as_json))
+    else:
+        workspace = Workspace.at(root)
+        observers: list[Observer] = [Terminal(lines, records=sys.stdout if as_json else None)]
+        if tracking:
+            observers.append(Tracker(workspace, recipe, {"lvmae.request": request.spelled()}))
+        reports = list(Run(request, recipe, root, observers).stages(stages))
     lines.write("".join(f"{text}\n" for text in closing(reports)))
     return reports
+
+
+def _in_prefect(request: Request, root: str, *, only: str | None, first: str | None, tracking: bool) -> list[Report]:
+    environment.prepare()
+    from pipeline import flows
+
+    asked = {"recipe": request.recipe, "overlays": request.overlays, "source": request.source, "overrides": request.overrides}
+    if only:
+        reports: list[Report] = getattr(flows, f"run_{only}")(**asked, root=root, tracking=tracking)
+        return reports
+    return flows.run_recipe(**asked, root=root, tracking=tracking, from_stage=first)
 
 
 def closing(reports: Sequence[Report]) -> list[str]:

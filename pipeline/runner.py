@@ -1,5 +1,6 @@
 """Running stages in order and telling observers: the same for the command line, a Prefect flow and the tests."""
 
+import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -57,6 +58,9 @@ class Observer(Monitor, Protocol):
 
     def stage_failed(self, stage: str, error: BaseException) -> None:
         """A stage raised, or was interrupted."""
+
+    def run_ended(self, error: BaseException | None) -> None:
+        """The run is over; ``error`` is what ended it early."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,10 +120,22 @@ class Run:
             PipelineError: a stage failed, or an input that none of them makes is missing.
         """
         made = self.pins(stages)
-        for stage in stages:
-            report = self.stage(stage, made)
-            made[stage] = report.artifact
-            yield report
+        with self.open():
+            for stage in stages:
+                report = self.stage(stage, made)
+                made[stage] = report.artifact
+                yield report
+
+    @contextlib.contextmanager
+    def open(self) -> Iterator[None]:
+        """The time within which stages run; observers are told when it is over, and of what ended it early."""
+        try:
+            yield
+        except BaseException as error:
+            failure = error
+            self._tell(lambda observer: observer.run_ended(failure))
+            raise
+        self._tell(lambda observer: observer.run_ended(None))
 
     def _tell(self, message: Callable[[Observer], None]) -> None:
         for observer in self.observers:

@@ -1,6 +1,7 @@
 """Stage 5: what can be read from the frozen encoder, against chance, against itself untrained, and against plain pixels."""
 
 import dataclasses
+import functools
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -21,7 +22,7 @@ from stages.pictures import Painter, Picture
 from stages.protocol import Question, question, scored_clips
 from stages.report import Report, render
 from stages.storage import artifact
-from stages.storage.artifact import Artifact, Outcome
+from stages.storage.artifact import Artifact, Outcome, Work
 from stages.storage.clips import Clip, clips
 from stages.storage.publish import publish_bytes
 from stages.storage.targets import TargetReader
@@ -88,23 +89,23 @@ def run(config: Config, inputs: Mapping[str, Artifact], workspace: Workspace) ->
         ConfigError: a label or a split is not on the clips.
         ArtifactBusy: another live run makes the same evaluation.
     """
-    name = artifact.fingerprint("evaluate", VERSION, config, inputs)
-    if made := artifact.find(workspace, "evaluate", name):
-        return Outcome(made, 0, made.manifest.counts["units"], made.manifest.counts, _headline_metrics(made))
-    with workspace.lock("evaluate", name):
-        folder = workspace.artifact_folder("evaluate", name)
-        scored = scored_clips(clips(inputs["shard"]), config.where, config.labels)
-        questions = [_question(config, scored, label) for label in config.labels]
-        shards = _by_shard(scored)
-        targets = TargetReader(inputs["precompute"])
-        frames = ClipFrames(inputs["shard"])
-        units_done = _extract(config, inputs, shards, targets=targets, frames=frames, folder=folder, workspace=workspace)
-        findings = _judge(config, questions, shards, folder=folder, workspace=workspace)
-        shown = _pictures(config, inputs, _chosen(questions[0], scored, config.num_pictures), targets=targets, frames=frames)
-        _publish(config, inputs, findings, shown, folder=folder, workspace=workspace)
-        counts = {"clips": len(scored), "labels": len(questions), "units": len(shards), "pictures": len(shown)}
-        made = artifact.commit(workspace, stage="evaluate", name=name, config=config, inputs=inputs, counts=counts)
-    return Outcome(made, units_done, len(shards) - units_done, counts, _headline_metrics(made))
+    make = functools.partial(_make, config, inputs, workspace)
+    made = artifact.produce("evaluate", version=VERSION, config=config, inputs=inputs, workspace=workspace, make=make)
+    return dataclasses.replace(made, metrics=_headline_metrics(made.artifact))
+
+
+def _make(config: Config, inputs: Mapping[str, Artifact], workspace: Workspace, folder: Path) -> Work:
+    scored = scored_clips(clips(inputs["shard"]), config.where, config.labels)
+    questions = [_question(config, scored, label) for label in config.labels]
+    shards = _by_shard(scored)
+    targets = TargetReader(inputs["precompute"])
+    frames = ClipFrames(inputs["shard"])
+    units_done = _extract(config, inputs, shards, targets=targets, frames=frames, folder=folder, workspace=workspace)
+    findings = _judge(config, questions, shards, folder=folder, workspace=workspace)
+    shown = _pictures(inputs, _chosen(questions[0], scored, config.num_pictures), targets=targets, frames=frames)
+    _publish(config, inputs, findings, shown, folder=folder, workspace=workspace)
+    counts = {"clips": len(scored), "labels": len(questions), "pictures": len(shown)}
+    return Work(units_done, len(shards) - units_done, counts)
 
 
 def _question(config: Config, scored: Sequence[Clip], label: str) -> Question:
@@ -181,7 +182,7 @@ def _seeded(seed: int) -> str:
 
 
 def _pictures(
-    config: Config, inputs: Mapping[str, Artifact], chosen: Sequence[Clip], *, targets: TargetReader, frames: ClipFrames
+    inputs: Mapping[str, Artifact], chosen: Sequence[Clip], *, targets: TargetReader, frames: ClipFrames
 ) -> list[tuple[Clip, Picture]]:
     painter = Painter.of(inputs, device())
     shown = []

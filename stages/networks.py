@@ -41,7 +41,7 @@ def geometry(artifact: Artifact) -> Geometry:
 def load_encoder(artifact: Artifact) -> Encoder:
     """The pretrained encoder of a pretrain artifact."""
     made = geometry(artifact)
-    return _loaded(Encoder(made.model.encoder, made.model.patching, made.grid.num_tokens), artifact, "encoder.safetensors")
+    return _loaded(made.model.build_encoder(made.grid), artifact, "encoder.safetensors")
 
 
 def untrained_encoder(artifact: Artifact, seed: int) -> Encoder:
@@ -49,7 +49,7 @@ def untrained_encoder(artifact: Artifact, seed: int) -> Encoder:
     made = geometry(artifact)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return Encoder(made.model.encoder, made.model.patching, made.grid.num_tokens).eval()
+        return made.model.build_encoder(made.grid).eval()
 
 
 def load_autoencoder(artifact: Artifact) -> mae.MaskedAutoencoder:

@@ -117,8 +117,9 @@ def facts(inputs: Mapping[str, Artifact], question: Question, config: Mapping[st
 def _pretraining(recipe: Mapping[str, Any], counts: Mapping[str, int]) -> str:
     seen, predicted, target = (recipe[name]["name"] for name in ("encoder_masking", "decoder_masking", "target"))
     return (
-        f"{counts['steps']:,} steps of {recipe['optimization']['batch_clips']} clips, without labels; the encoder sees {counts['visible_tokens']:,} tokens ({seen}), the "
-        f"decoder predicts {counts['predicted_tokens']:,} ({predicted}); what is predicted: {target}"
+        f"{counts['units']:,} steps of {recipe['optimization']['batch_clips']} clips, without labels; the encoder sees "
+        f"{counts['visible_tokens']:,} tokens ({seen}), the decoder predicts {counts['predicted_tokens']:,} ({predicted}); what is "
+        f"predicted: {target}"
     )
 
 

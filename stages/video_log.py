@@ -1,5 +1,10 @@
-"""What ffmpeg said, as facts, and what the facts mean for a source: pure functions on text and numbers."""
+"""What ffmpeg said, as facts, and what the facts mean for a source: pure functions on text and numbers.
 
+A reason and its detail end up in stored tables, so they must not depend on how ffmpeg's threads happened to interleave:
+where both passes over a source found faults, the copying pass is asked first, which has only one thread to find them.
+"""
+
+import itertools
 import re
 import signal
 import statistics
@@ -9,28 +14,34 @@ from typing import NamedTuple
 from stages.errors import MediaError, Reason
 from stages.video_process import Finished
 
-_DURATION = re.compile(r"^\[info\]\s+Duration: (\d+):(\d\d):(\d\d\.\d+),", re.MULTILINE)
+_CONTAINER = re.compile(r"^\[info\]\s+Duration: (\d+:\d\d:[\d.]+), start: (-?[\d.]+)", re.MULTILINE)
 _DECODED = re.compile(r"\bw:(\d+) h:(\d+) pixfmt:\S+ tb:\S+ fr:(\d+)/(\d+)")
-_COUNTS = re.compile(r"\(video\): (\d+) packets read \(\d+ bytes\); (\d+) frames decoded; (\d+) decode errors")
-_REACHED = re.compile(r"\bLsize=\S+ +time=(\d+):(\d\d):(\d\d\.\d+)")
-_FAULT = re.compile(r"^(?:\[[^\]]* @ [^\]]*\] )*\[(?:error|fatal)\] (.+)$", re.MULTILINE)
-_ADDRESS = re.compile(r" @ 0x[0-9a-f]+")
+_COUNTS = re.compile(r"\(video\): (\d+) packets read \(\d+ bytes\);(?: (\d+) frames decoded; (\d+) decode errors;)?")
+_ENCODED = re.compile(r"\(video\): (\d+) frames encoded;")
+_REACHED = re.compile(r"\btime=(\d+:\d\d:[\d.]+)")
+_FRAME = re.compile(r"^frame:\d+ +pts:(-?\d+|NOPTS)", re.MULTILINE)
+_FAULT = re.compile(r"^(?:\[[^\]]* @ 0x[0-9a-f]+\] )*\[(?:error|fatal)\] (.+)$", re.MULTILINE)
+_ECHO = re.compile(r"Task finished|Terminating thread|Error opening (?:in|out)put files?\b|Error submitting|Could not open enc")
+"""Lines that only repeat that something went wrong, some of them with the path of the source."""
+_GRAPH = re.compile(r" in filtergraph description .*(?= matches)")
 
-_DETAIL_CHARS = 300
+_DETAIL_CHARS = 200
+_CLAIM_TOLERANCE_S = 0.5
+_CLAIM_TOLERANCE = 0.02
 _GAP_S = 1.0
 _GAP_RATIO = 10.0
 
 _SAID = (
-    (Reason.FORMAT_REFUSED, re.compile(r"not on whitelist|not in allowed|whitelist", re.IGNORECASE)),
-    (Reason.NO_VIDEO_STREAM, re.compile(r"matches no streams|does not contain any stream", re.IGNORECASE)),
-    (Reason.TOO_LARGE, re.compile(r"exceeds specified max pixel|Picture size \d+x\d+ is invalid", re.IGNORECASE)),
-    (Reason.LIMIT, re.compile(r"Cannot allocate memory|Too many streams|max_streams", re.IGNORECASE)),
-    (Reason.TRUNCATED, re.compile(r"moov atom not found|partial file|ended prematurely|truncated file", re.IGNORECASE)),
-    (Reason.TRUNCATED, re.compile(r"corrupt input packet", re.IGNORECASE)),
-    (Reason.UNREADABLE, re.compile(r"Error opening input", re.IGNORECASE)),
-    (Reason.TIMESTAMPS, re.compile(r"monoton|invalid timestamps|time ?scale", re.IGNORECASE)),
+    (Reason.FORMAT_REFUSED, re.compile(r"not on whitelist|no decoder found|Decoder \(codec .* not found")),
+    (Reason.NO_VIDEO_STREAM, re.compile(r"matches no streams|does not contain any stream")),
+    (Reason.TOO_LARGE, re.compile(r"exceeds specified max pixel|Picture size \d+x\d+ is invalid")),
+    (Reason.LIMIT, re.compile(r"Cannot allocate memory|max_streams")),
+    (Reason.TRUNCATED, re.compile(r"moov atom not found|partial file|ended prematurely")),
+    (Reason.UNREADABLE, re.compile(r"Error opening input:")),
+    (Reason.TIMESTAMPS, re.compile(r"non.monoton|invalid timestamps|time scale")),
+    (Reason.NO_FRAMES, re.compile(r"Cannot determine format of input")),
 )
-"""What a fault line says about the cause, the more telling first."""
+"""What a line says about the cause, the more telling first."""
 
 
 class Facts(NamedTuple):
@@ -38,78 +49,75 @@ class Facts(NamedTuple):
 
     sizes_px: tuple[tuple[int, int], ...]
     """Every (width, height) that the decoder gave, rotation not yet applied."""
-    rate: float
-    """Frames per second as declared; 0 when nothing is declared."""
     claimed_s: float | None
     """The duration that the container states."""
+    start_s: float
+    """The time at which the container starts."""
+    reached_s: float
+    """How far the stream that went furthest got, from the start."""
     packets: int
-    frames: int
+    """Pieces of the picture stream in the container."""
+    decoded: int
+    """Frames of the source."""
     decode_errors: int
+    encoded: int
+    """Frames of the clips, after resampling."""
     faults: tuple[str, ...]
-    """The lines that ffmpeg marked as errors."""
+    """The lines that ffmpeg marked as errors, without those that only repeat it."""
 
 
 def read_log(log: str) -> Facts:
     """What a log at level ``level+verbose`` shows."""
-    decoded = [(int(width), int(height), int(num), int(den)) for width, height, num, den in _DECODED.findall(log)]
-    counts = _COUNTS.findall(log)
-    packets, frames, errors = (int(value) for value in counts[-1]) if counts else (0, 0, 0)
+    sizes = [(int(found[1]), int(found[2])) for found in _DECODED.finditer(log)]
+    container, counts = _CONTAINER.search(log), _last(_COUNTS, log)
+    encoded, reached = _last(_ENCODED, log), _last(_REACHED, log)
+    lines = (_GRAPH.sub("", found[1].strip()) for found in _FAULT.finditer(log))
     return Facts(
-        sizes_px=tuple(dict.fromkeys((width, height) for width, height, _, _ in decoded)),
-        rate=decoded[0][2] / decoded[0][3] if decoded and decoded[0][3] else 0.0,
-        claimed_s=_seconds(_DURATION.search(log)),
-        packets=packets,
-        frames=frames,
-        decode_errors=errors,
-        faults=tuple(_ADDRESS.sub("", line) for line in _FAULT.findall(log)),
+        sizes_px=tuple(dict.fromkeys(sizes)),
+        claimed_s=_seconds(container[1]) if container else None,
+        start_s=float(container[2]) if container else 0.0,
+        reached_s=_seconds(reached[1]) if reached else 0.0,
+        packets=int(counts[1]) if counts else 0,
+        decoded=int(counts[2] or 0) if counts else 0,
+        decode_errors=int(counts[3] or 0) if counts else 0,
+        encoded=int(encoded[1]) if encoded else 0,
+        faults=tuple(dict.fromkeys(line for line in lines if not _ECHO.match(line))),
     )
 
 
-def reached_s(log: str) -> float:
-    """How far the furthest stream of a copying pass went, in seconds."""
-    return _seconds(_REACHED.search(log)) or 0.0
-
-
 def frame_times(table: str) -> tuple[float | None, ...]:
-    """When each frame is shown in the source, in seconds, from lines of ``number timestamp time-base``."""
-    rows = [line.split() for line in table.splitlines()]
-    return tuple(_shown_s(timestamp, base) for _, timestamp, base in rows)
+    """When each frame of the source is shown, in seconds, from the table that ``print`` of the filter ``metadata`` writes."""
+    return tuple(int(timestamp) / 1e6 if timestamp != "NOPTS" else None for timestamp in _FRAME.findall(table))
 
 
-def check_exit(finished: Finished, facts: Facts) -> None:
-    """Nothing, when ffmpeg came to the end of the source.
+def check_end(finished: Finished, facts: Facts) -> None:
+    """Nothing, when ffmpeg ended by itself.
 
     Raises:
-        MediaError: the source made it stop; the reason follows from the signal or from what it said.
+        MediaError: the source made it run or grow too long, or crash.
         OSError: the disk is full, which is no fault of the source.
     """
-    if finished.timed_out:
-        raise MediaError(Reason.TIMEOUT, f"not done in time; {facts.frames} frames so far")
+    if finished.timed_out or finished.exit_code == -signal.SIGXCPU:
+        raise MediaError(Reason.TIMEOUT, "not done in the time it may take")
+    if finished.exit_code == -signal.SIGXFSZ:
+        raise MediaError(Reason.LIMIT, "wrote more bytes than it may")
     if finished.exit_code < 0:
-        raise _killed(-finished.exit_code)
-    said = "; ".join(facts.faults)
-    if "No space left on device" in said:
-        raise OSError(f"no space left for the segments of a source: {said[:_DETAIL_CHARS]}")
-    if finished.exit_code:
-        raise MediaError(_reason(facts), said[:_DETAIL_CHARS] or f"ffmpeg ended with {finished.exit_code} and said nothing")
+        raise MediaError(Reason.DECODER_CRASH, f"ffmpeg was ended by {signal.Signals(-finished.exit_code).name}")
+    full = [line for line in facts.faults if "No space left on device" in line]
+    if full:
+        raise OSError(f"no space left for the clips of a source: {full[0]}; free some and run again")
 
 
-def check_content(facts: Facts, *, num_frames: int, min_frames: int, min_side_px: int) -> None:
-    """Nothing, when the pass gave one uninterrupted picture of one size without a fault.
+def check_size(facts: Facts, *, min_side_px: int) -> None:
+    """Nothing, when the frames have one size that is large enough.
 
     Raises:
-        MediaError: it did not.
+        MediaError: they have not.
     """
-    if facts.frames == 0 or num_frames == 0:
-        raise MediaError(Reason.NO_FRAMES, "; ".join(facts.faults)[:_DETAIL_CHARS] or f"{facts.packets} packets, no frame")
-    if facts.faults or facts.decode_errors:
-        raise MediaError(_reason(facts), "; ".join(facts.faults)[:_DETAIL_CHARS] or f"{facts.decode_errors} decode errors")
-    if len(facts.sizes_px) > 1:
-        raise MediaError(Reason.CORRUPT, f"the picture changes its size: {facts.sizes_px}")
     if min(facts.sizes_px[0]) < min_side_px:
         raise MediaError(Reason.LIMIT, f"{facts.sizes_px[0]} pixels; min_side_px={min_side_px}")
-    if num_frames < min_frames:
-        raise MediaError(Reason.TOO_SHORT, f"{num_frames} frames; min_frames={min_frames}")
+    if len(facts.sizes_px) > 1:
+        raise MediaError(Reason.CORRUPT, f"the picture changes its size from {facts.sizes_px[0]} to {facts.sizes_px[1]} pixels")
 
 
 def check_times(times: Sequence[float | None], *, max_duration_s: float) -> None:
@@ -119,46 +127,63 @@ def check_times(times: Sequence[float | None], *, max_duration_s: float) -> None
         MediaError: they are not.
     """
     known = [time for time in times if time is not None]
-    steps = [later - earlier for earlier, later in zip(known, known[1:], strict=False)]
+    steps = [later - earlier for earlier, later in itertools.pairwise(known)]
     if steps and min(steps) < 0:
         raise MediaError(Reason.TIMESTAMPS, f"time goes back by {-min(steps):.3f} s")
     if steps and max(steps) > max(_GAP_S, _GAP_RATIO * statistics.median(steps)):
         raise MediaError(Reason.TIMESTAMPS, f"a gap of {max(steps):.3f} s between two frames")
-    if known and known[-1] - known[0] >= max_duration_s:
-        raise MediaError(Reason.LIMIT, f"{known[-1] - known[0]:.0f} s; max_duration_s={max_duration_s:.0f}")
+    if duration_s(times) >= max_duration_s - 1:
+        raise MediaError(Reason.LIMIT, f"longer than max_duration_s={max_duration_s}")
+
+
+def duration_s(times: Sequence[float | None]) -> float:
+    """From the first frame to the last, in seconds."""
+    known = [time for time in times if time is not None]
+    return known[-1] - known[0] if known else 0.0
+
+
+def keeps_claim(facts: Facts, reached_s: float) -> bool:
+    """Whether something that got to ``reached_s`` is as long as its container claims.
+
+    Some containers count the claim from zero and some from where they start: either will do.
+    """
+    if facts.claimed_s is None:
+        return True
+    tolerance_s = max(_CLAIM_TOLERANCE_S, _CLAIM_TOLERANCE * facts.claimed_s)
+    return reached_s + max(facts.start_s, 0.0) >= facts.claimed_s - tolerance_s
+
+
+def diagnosis(decoding: Facts, copying: Facts) -> MediaError:
+    """Why a source makes no clip, given what the decoding and the copying pass over it showed."""
+    for reason, pattern in _SAID:
+        for line in (*copying.faults, *decoding.faults):
+            if pattern.search(line):
+                return _fault(reason, line, *copying.faults)
+    if not keeps_claim(copying, copying.reached_s):
+        claim = f"goes to {copying.reached_s:.2f} s where the container claims {copying.claimed_s:.2f} s"
+        return _fault(Reason.TRUNCATED, claim, *copying.faults)
+    if copying.packets == 0:
+        return _fault(Reason.NO_FRAMES, "a video stream without frames", *copying.faults)
+    return _fault(Reason.CORRUPT, *(copying.faults or decoding.faults[:1] or ("the decoder failed without a word",)))
 
 
 def measured_fps(times: Sequence[float | None], declared: float) -> float:
     """Frames per second: what is declared where the frame times agree within 2 %, otherwise their mean rate."""
-    known = [time for time in times if time is not None]
-    if len(known) < 2 or known[-1] <= known[0]:
+    span_s = duration_s(times)
+    steps = sum(time is not None for time in times) - 1
+    if span_s <= 0 or abs(declared * span_s - steps) <= 0.02 * steps:
         return round(declared, 6)
-    mean = (len(known) - 1) / (known[-1] - known[0])
-    return round(declared if abs(declared - mean) <= 0.02 * mean else mean, 6)
+    return round(steps / span_s, 6)
 
 
-def _shown_s(timestamp: str, base: str) -> float | None:
-    if not timestamp.lstrip("-").isdigit() or abs(int(timestamp)) >= 2**62:
-        return None
-    numerator, denominator = base.split("/")
-    return int(timestamp) * int(numerator) / int(denominator) if int(denominator) else None
+def _fault(reason: Reason, *lines: str) -> MediaError:
+    return MediaError(reason, "; ".join(dict.fromkeys(lines))[:_DETAIL_CHARS])
 
 
-def _seconds(found: re.Match[str] | None) -> float | None:
-    return int(found[1]) * 3600 + int(found[2]) * 60 + float(found[3]) if found else None
+def _last(pattern: re.Pattern[str], log: str) -> re.Match[str] | None:
+    return next(reversed(list(pattern.finditer(log))), None)
 
 
-def _reason(facts: Facts) -> Reason:
-    for reason, pattern in _SAID:
-        if any(pattern.search(line) for line in facts.faults):
-            return reason
-    return Reason.CORRUPT if facts.frames else Reason.NO_FRAMES
-
-
-def _killed(number: int) -> MediaError:
-    name = signal.Signals(number).name
-    if number == signal.SIGXCPU:
-        return MediaError(Reason.TIMEOUT, "used more processor time than it may")
-    if number == signal.SIGXFSZ:
-        return MediaError(Reason.LIMIT, "wrote more bytes than it may")
-    return MediaError(Reason.DECODER_CRASH, f"ffmpeg was ended by {name}")
+def _seconds(clock: str) -> float:
+    hours, minutes, seconds = clock.split(":")
+    return int(hours) * 3600 + int(minutes) * 60 + float(seconds)

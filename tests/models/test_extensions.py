@@ -42,7 +42,7 @@ def test_the_folders_offer_what_the_files_say():
     assert {"fsq_codes", "pixels"} <= set(names("models.targets"))
 
 
-@pytest.mark.parametrize("package", ["models.masking", "models.targets"])
+@pytest.mark.parametrize("package", ["models.masking", "models.positions", "models.targets"])
 def test_every_file_is_named_like_its_extension(package):
     for name in names(package):
         assert load(package, {"name": name} | REQUIRED.get(name, {})).name == name

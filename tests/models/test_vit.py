@@ -1,13 +1,12 @@
 """The plain transformer: published sizes, published positions, and what it does with patches it is given."""
 
-import math
-
 import pytest
 import torch
 from pydantic import ValidationError
 
 from models.grid import Patching
-from models.vit import PIXEL_MEAN, PIXEL_STD, SIZES, Attention, Encoder, EncoderConfig, sinusoid_positions
+from models.positions import sinusoids
+from models.vit import PIXEL_MEAN, PIXEL_STD, SIZES, Attention, Encoder, EncoderConfig
 
 TINY = EncoderConfig(width=16, depth=2, num_heads=2)
 SMALL = Patching(tubelet_frames=2, patch_px=2)
@@ -15,7 +14,7 @@ SMALL = Patching(tubelet_frames=2, patch_px=2)
 
 def tiny_encoder(num_tokens=12):
     torch.manual_seed(0)
-    return Encoder(TINY, SMALL, num_tokens).eval()
+    return Encoder(TINY, SMALL, sinusoids(num_tokens, TINY.width)).eval()
 
 
 @pytest.mark.parametrize(
@@ -23,7 +22,7 @@ def tiny_encoder(num_tokens=12):
 )
 def test_sizes_have_the_parameters_of_their_published_width_and_depth(name, width, depth):
     with torch.device("meta"):
-        encoder = Encoder(EncoderConfig.model_validate(name), Patching(), num_tokens=1568)
+        encoder = Encoder(EncoderConfig.model_validate(name), Patching(), sinusoids(1568, width))
     attention = 4 * width**2 + 3 * width  # no bias on the keys
     mlp = 8 * width**2 + 5 * width
     expected = (1536 + 1) * width + depth * (attention + mlp + 4 * width) + 2 * width
@@ -42,15 +41,6 @@ def test_an_unknown_size_lists_the_known_ones():
 def test_heads_must_share_the_width():
     with pytest.raises(ValidationError, match="width 10 does not divide into num_heads 3"):
         EncoderConfig(width=10, depth=1, num_heads=3)
-
-
-def test_positions_are_sines_and_cosines_over_the_flattened_grid():
-    table = sinusoid_positions(5, 8)
-    for position in range(5):
-        for pair in range(4):
-            angle = position / 10000 ** (2 * pair / 8)
-            assert table[position, 2 * pair].item() == pytest.approx(math.sin(angle), abs=1e-6)
-            assert table[position, 2 * pair + 1].item() == pytest.approx(math.cos(angle), abs=1e-6)
 
 
 def test_attention_agrees_with_the_textbook():
@@ -116,7 +106,7 @@ def test_a_layer_the_encoder_lacks_is_refused(layer):
 
 
 def test_weights_of_a_short_clip_load_into_an_encoder_for_a_long_one():
-    short, long = tiny_encoder(12), Encoder(TINY, SMALL, 48)
+    short, long = tiny_encoder(12), tiny_encoder(48)
     long.load_state_dict(short.state_dict())
     patches, positions = torch.rand(1, 5, SMALL.patch_dim), torch.arange(5)[None]
     assert torch.allclose(short(patches, positions), long(patches, positions))

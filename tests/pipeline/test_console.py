@@ -30,21 +30,22 @@ def test_json_gets_one_object_per_stage_and_nothing_else(recipe: Recipe, workspa
     done = report(recipe, workspace, units_done=5)
     Terminal(lines, records).stage_finished(done)
     record = json.loads(records.getvalue())
-    assert record.items() >= {
-        "stage": "shard",
-        "fingerprint": done.artifact.fingerprint,
-        "path": str(done.artifact.folder),
-        "units_done": 5,
-        "units_reused": 2,
-        **COUNTS,
-    }.items()
+    assert (
+        record.items()
+        >= {
+            "stage": "shard",
+            "fingerprint": done.artifact.fingerprint,
+            "path": str(done.artifact.folder),
+            "units_done": 5,
+            "units_reused": 2,
+            **COUNTS,
+        }.items()
+    )
     assert records.getvalue().count("\n") == lines.getvalue().count("\n") == 1
 
 
 def test_a_run_that_did_nothing_says_so(recipe: Recipe, workspace: Workspace) -> None:
-    assert closing([report(recipe, workspace, units_done=0)]) == [
-        "nothing to do: everything was made before and is unchanged"
-    ]
+    assert closing([report(recipe, workspace, units_done=0)]) == ["nothing to do: everything was made before and is unchanged"]
     assert closing([report(recipe, workspace, units_done=1)]) == []
 
 

@@ -50,5 +50,5 @@ def test_a_file_that_is_no_plain_mapping_is_refused(tmp_path: Path, text: str, c
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="absent.yaml: cannot be read"):
+    with pytest.raises(ConfigError, match=r"absent\.yaml: cannot be read"):
         read(tmp_path / "absent.yaml")
