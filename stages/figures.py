@@ -14,6 +14,7 @@ import numpy.typing as npt
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from matplotlib.ticker import PercentFormatter
 
 from stages.pictures import RANDOM, TOP, VISIBLE, Frames, Picture
 from stages.scoring import Score
@@ -31,6 +32,7 @@ _CURVE_TITLES = {
 _PROBE_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
 _INK = "#222222"
 _DPI = 100
+_CELL_PX, _GAP_PX = 128, 4
 
 
 def clip_picture(picture: Picture, num_columns: int) -> bytes:
@@ -42,17 +44,20 @@ def clip_picture(picture: Picture, num_columns: int) -> bytes:
     """
     frames = np.linspace(0, picture.num_recorded_frames - 1, num_columns).round().astype(int)
     rows = _picture_rows(picture, frames)
-    figure = Figure(figsize=(1.0 + 1.3 * num_columns, 0.75 + 1.3 * len(rows)), dpi=_DPI, layout="constrained")
-    axes = figure.subplots(len(rows), num_columns, squeeze=False)
-    for row, (title, images) in enumerate(rows.items()):
-        for column, image in enumerate(images):
-            axes[row][column].imshow(image, interpolation="nearest")
-            axes[row][column].set(xticks=[], yticks=[])
-        axes[row][0].set_ylabel(title, fontsize=9, color=_INK)
+    canvas, cell = _mosaic(list(rows.values()))
+    left, top, bottom = 100, 26, 34
+    height, width = canvas.shape[0] + top + bottom, canvas.shape[1] + left
+    figure = Figure(figsize=(width / _DPI, height / _DPI), dpi=_DPI)
+    figure.figimage(canvas, left, bottom)
+    for row, title in enumerate(rows):
+        y = 1 - (top + (row + 0.5) * cell) / height
+        figure.text((left - 10) / width, y, title, ha="right", va="center", fontsize=10, color=_INK)
     for column, frame in enumerate(frames):
-        axes[0][column].set_title(f"frame {frame}", fontsize=9, color=_INK)
+        x = (left + (column + 0.5) * cell) / width
+        figure.text(x, 1 - (top - 6) / height, f"frame {frame}", ha="center", va="bottom", fontsize=10, color=_INK)
     handles = [Patch(facecolor=colour, label=ROLE_TITLES[role]) for role, colour in ROLE_COLOURS.items()]
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), fontsize=9, frameon=False)
+    place = ((left + canvas.shape[1] / 2) / width, 0)
+    figure.legend(handles=handles, loc="lower center", bbox_to_anchor=place, ncols=len(handles), fontsize=10, frameon=False)
     return _png(figure)
 
 
@@ -73,7 +78,7 @@ def curves(history: Sequence[Mapping[str, float]], names: Sequence[str]) -> byte
         if name == "loss_over_variance":
             axis.axhline(1, color="#888888", linewidth=1, linestyle="--")
             place = ("axes fraction", "data")
-            axis.annotate("predicting the mean", (0.99, 1), xycoords=place, ha="right", va="bottom", fontsize=8)
+            axis.annotate("no better than the mean", (0.99, 1), xycoords=place, ha="right", va="bottom", fontsize=8)
         _plain(axis)
     return _png(figure)
 
@@ -100,8 +105,9 @@ def accuracies(scores: Sequence[Score], *, titles: Mapping[str, str], chance: fl
         axis.errorbar(value, height, xerr=reach, fmt="o", color=colour, markersize=5, capsize=3, label=titles.get(probe, probe))
     axis.set_yticks(range(len(features)), [titles.get(name, name) for name in features])
     axis.set(xlim=(0, 1), ylim=(len(features) - 0.5, -0.5))
+    axis.xaxis.set_major_formatter(PercentFormatter(xmax=1, symbol=" %"))
     axis.set_xlabel("accuracy on the test clips, with 95 % intervals", fontsize=9, color=_INK)
-    figure.legend(loc="outside right upper", fontsize=9, frameon=False)
+    figure.legend(loc="outside upper right", ncols=len(probes) + 1, fontsize=9, frameon=False)
     _plain(axis)
     return _png(figure)
 
@@ -120,6 +126,19 @@ def _picture_rows(picture: Picture, frames: npt.NDArray[Any]) -> dict[str, list[
         for frame, slot in zip(frames, slots, strict=True)
     ]
     return rows
+
+
+def _mosaic(rows: Sequence[Sequence[Frames]]) -> tuple[npt.NDArray[np.uint8], int]:
+    """Equal square images side by side, each pixel a block of whole pixels, and the distance from one to the next."""
+    side = rows[0][0].shape[0]
+    scale = max(1, round(_CELL_PX / side))
+    cell = side * scale + _GAP_PX
+    canvas = np.full((len(rows) * cell, len(rows[0]) * cell, 3), 255, dtype=np.uint8)
+    for y, row in enumerate(rows):
+        for x, image in enumerate(row):
+            enlarged = image.repeat(scale, axis=0).repeat(scale, axis=1)
+            canvas[y * cell : y * cell + side * scale, x * cell : x * cell + side * scale] = enlarged
+    return canvas, cell
 
 
 def _heat(priority: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:

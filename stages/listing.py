@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
@@ -67,7 +67,7 @@ def stamp(path: Path) -> tuple[int, ...]:
     return status.st_size, status.st_mtime_ns, status.st_ino
 
 
-def in_order(function: Callable[[Item], Result], items: Iterable[Item], *, num_workers: int) -> Iterator[Result]:
+def in_order(function: Callable[[Item], Result], items: Iterable[Item], *, num_workers: int) -> Generator[Result]:
     """``function`` of every item, in the order of the items, computed by threads that run a bounded distance ahead."""
     waiting: list[Future[Result]] = []
     with ThreadPoolExecutor(num_workers) as pool:

@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from stages.protocol import Question
 from stages.scoring import Comparison, Score
-from stages.summary import Fact, Origin, Quarantine, percent, span
+from stages.summary import Fact, Origin, Quarantine, percent, points, probability, span
 
 TEMPLATE = "report.html.jinja"
 
@@ -81,7 +81,8 @@ def render(report: Report) -> bytes:
     """The page, in UTF-8. Every text in it is escaped: file names and labels come from whoever made the videos."""
     template = importlib.resources.files("stages").joinpath(TEMPLATE).read_text(encoding="utf-8")
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"percent": percent, "span": span, "embedded": _embedded, "plain_json": _plain_json}
+    environment.filters |= {"percent": percent, "span": span, "points": points, "probability": probability}
+    environment.filters |= {"embedded": _embedded, "plain_json": _plain_json}
     return environment.from_string(template).render(report=report).encode()
 
 

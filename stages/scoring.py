@@ -8,9 +8,10 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 from scipy import stats  # type: ignore[import-untyped]
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from stages.evals import Classes, Features, ProbeConfig
-from stages.protocol import Question
+from stages.protocol import Question, Split
 
 CONFIDENCE = 0.95
 
@@ -74,17 +75,20 @@ def predicted_hits(probe: ProbeConfig, question: Question, features: Features) -
         features: of all scored clips, ``[n d]``.
     """
     asked = features[question.rows]
-    found: list[Classes] = [
-        probe.fit_predict(
-            asked[split.train],
-            question.classes[split.train],
-            groups=question.groups[split.train],
-            test_features=asked[split.test],
-        )
-        for split in question.splits
-    ]
+    # One thread: the same numbers on any number of cores, and several times faster for problems as small as these.
+    with threadpool_limits(limits=1):
+        found = [_predicted(probe, question, asked, split) for split in question.splits]
     hits: Hits = np.concatenate(found) == question.classes[question.tested]
     return hits
+
+
+def _predicted(probe: ProbeConfig, question: Question, asked: Features, split: Split) -> Classes:
+    return probe.fit_predict(
+        asked[split.train],
+        question.classes[split.train],
+        groups=question.groups[split.train],
+        test_features=asked[split.test],
+    )
 
 
 def score(question: Question, *, probe: str, features: str, runs: Sequence[Hits]) -> Score:
@@ -122,11 +126,11 @@ def wilson_interval(hits: float, total: int) -> Interval:
 
 
 def student_interval(values: Sequence[float]) -> Interval:
-    """The interval of the mean of two or more independent values, by Student's t."""
+    """The interval of the mean of two or more independent shares, by Student's t, cut to what a share can be."""
     count, mean = len(values), math.fsum(values) / len(values)
     deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (count - 1))
     reach = float(stats.t.ppf((1 + CONFIDENCE) / 2, count - 1)) * deviation / math.sqrt(count)
-    return Interval(mean - reach, mean + reach)
+    return Interval(max(0.0, mean - reach), min(1.0, mean + reach))
 
 
 def compare(

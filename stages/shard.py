@@ -4,31 +4,30 @@ Every source that a reader lists is identified by its bytes and planned once; ev
 source ends as clips or in quarantine. Nothing that is written depends on which source was ready first.
 """
 
-import collections
 import contextlib
 import dataclasses
 import itertools
 import os
-import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from models import config as base
 from models.extension import extension
-from stages import video
-from stages.errors import ArtifactDamaged, MediaError, Reason, SourceMissing, TooManyFailures
+from stages import accounts, video
+from stages.errors import MediaError, Reason, SourceMissing
 from stages.listing import Listed, identify, in_order, stamp
 from stages.planning import Entry, Unit, plan_new, units
 from stages.readers import ReaderConfig
+from stages.scratch import scratch_folder
 from stages.storage.artifact import FINGERPRINT_CHARS, Artifact, Outcome, byte_config
 from stages.storage.clips import Dataset, Member
-from stages.storage.publish import canonical_json, make_folder, sha256_bytes
+from stages.storage.publish import canonical_json, sha256_bytes
 from stages.storage.workspace import Workspace
-from stages.video_command import ClipConfig, Limits
+from stages.video_command import MAX_SEGMENTS, ClipConfig, Limits
 
 INPUTS: tuple[str, ...] = ()
 VERSION = 1
@@ -44,7 +43,7 @@ class Config(base.Config):
 
     dataset: str | None = Field(default=None, pattern=r"^[A-Za-z0-9_-]+$")
     """What to call the clips; null takes the reader's own name."""
-    source: extension("stages.readers", ReaderConfig)  # type: ignore[valid-type]
+    source: extension("stages.readers", ReaderConfig)
     """Where the sources are."""
     clip: ClipConfig = ClipConfig()
     """What a clip is."""
@@ -56,6 +55,15 @@ class Config(base.Config):
     """Share of the sources since the last snapshot, duplicates aside, that may be in quarantine; above it the run fails."""
     num_workers: int | None = Field(default=None, gt=0)
     """Sources read at a time; null takes the processor cores that this process may use."""
+
+    @model_validator(mode="after")
+    def _sources_have_few_enough_clips(self) -> "Config":
+        if self.limits.max_frames > MAX_SEGMENTS * self.clip.num_frames:
+            raise ValueError(
+                f"limits.max_frames={self.limits.max_frames} in clips of clip.num_frames={self.clip.num_frames} is more than "
+                f"{MAX_SEGMENTS} clips from one source; lower the one or raise the other"
+            )
+        return self
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,8 +96,8 @@ def run(config: Config, inputs: Mapping[str, Artifact], workspace: Workspace) ->
         planned = units(dataset)
         unfinished = [unit for unit in planned if not dataset.is_committed(unit.ordinal)]
         _make(unfinished, listing, config=config, dataset=dataset)
-        _check_failures(dataset, max_failed_share=config.max_failed_share)
-        counts = _counts(dataset, planned)
+        accounts.check_failures(dataset, max_failed_share=config.max_failed_share)
+        counts = accounts.counts(dataset, planned)
         if not counts["clips"]:
             raise SourceMissing(f"{dataset.folder}: none of {counts['inputs']} sources makes a clip; see its quarantine")
         artifact = dataset.snapshot(config=config, fingerprint=_fingerprint(config, dataset), counts=counts)
@@ -115,14 +123,20 @@ def _make(unfinished: Sequence[Unit], listing: Sequence[Listed], *, config: Conf
     if not unfinished:
         return
     entries = [entry for unit in unfinished for entry in unit.entries]
-    found = {(listed.source_id, listed.key): listed for listed in reversed(listing)}
-    by_bytes = {listed.source_id: listed for listed in reversed(listing)}
     monitor = dataset.workspace.monitor
     monitor.begin("cut clips", total=len(entries))
-    with _scratch(dataset) as scratch:
+    named = {(listed.source_id, listed.key): listed for listed in listing}
+    alike = {listed.source_id: listed for listed in listing}  # moved since it was planned: the same bytes will do
+    keys = {listed.key for listed in listing}
+    with scratch_folder(dataset.workspace, dataset.name) as scratch:
 
         def read(entry: Entry) -> Made:
-            listed = found.get((entry.source_id, entry.key)) or by_bytes.get(entry.source_id)
+            if entry.reason is not None:
+                return Made(entry, fault=MediaError(Reason(entry.reason), entry.detail))
+            listed = named.get((entry.source_id, entry.key)) or alike.get(entry.source_id)
+            if listed is None:
+                reason = Reason.CHANGED if entry.key in keys else Reason.MISSING
+                return Made(entry, fault=MediaError(reason, "the bytes that were planned are not to be found any more"))
             return _read(entry, listed, config=config, scratch=scratch)
 
         with contextlib.closing(in_order(read, entries, num_workers=_num_workers(config))) as results:
@@ -134,17 +148,11 @@ def _make(unfinished: Sequence[Unit], listing: Sequence[Listed], *, config: Conf
                 _write(dataset, unit, made, clip_version=_clip_version(config))
 
 
-def _read(entry: Entry, listed: Listed | None, *, config: Config, scratch: Path) -> Made:
-    """The clips of one source, held against the bytes that were planned."""
-    if entry.reason is not None:
-        return Made(entry, fault=MediaError(Reason(entry.reason), entry.detail))
-    if listed is None:
-        return Made(entry, fault=MediaError(Reason.MISSING, "planned, and not to be found any more"))
-    made: Made
+def _read(entry: Entry, listed: Listed, *, config: Config, scratch: Path) -> Made:
+    """The clips of one source, provided that it stayed as it was listed until it was read."""
     with tempfile.TemporaryDirectory(dir=scratch) as folder:
         try:
-            cut = video.cut(listed.path, clip=config.clip, limits=config.limits, scratch=Path(folder))
-            made = Made(entry, cut=cut)
+            made = Made(entry, cut=video.cut(listed.path, clip=config.clip, limits=config.limits, scratch=Path(folder)))
         except MediaError as error:
             made = Made(entry, fault=error)
     if stamp(listed.path) != listed.stamp:
@@ -195,49 +203,6 @@ def _members(entry: Entry, cut: video.Cut, clip_version: str) -> Iterator[Member
         yield Member(clip_id=sha256_bytes(spelled.encode())[:_CLIP_ID_CHARS], video=segment.data, row=row)
 
 
-def _check_failures(dataset: Dataset, *, max_failed_share: float) -> None:
-    """Hold the share of quarantined sources that no snapshot has accepted yet against what is allowed."""
-    snapshots = dataset.snapshots()
-    accepted = snapshots[-1].manifest.files if snapshots else {}
-    is_new = {
-        row["ordinal"]: f"index/{dataset.part_path('index', row['ordinal']).name}" not in accepted
-        for row in dataset.rows("sources")
-    }
-    rows = [row for row in dataset.rows("quarantine") if is_new[row["ordinal"]]]
-    reasons = collections.Counter(row["reason"] for row in rows)
-    num_duplicates = reasons.pop(Reason.DUPLICATE, 0)
-    num_read = sum(is_new[row["ordinal"]] for row in dataset.rows("sources")) - num_duplicates
-    if reasons.total() > max_failed_share * num_read:
-        listed = ", ".join(f"{reason} {count}" for reason, count in reasons.most_common())
-        raise TooManyFailures(
-            f"{dataset.folder}: {reasons.total()} of {num_read} new sources are in quarantine ({listed}), more than "
-            f"max_failed_share={max_failed_share} allows; mend them, or accept them with a larger share"
-        )
-
-
-def _counts(dataset: Dataset, planned: Sequence[Unit]) -> dict[str, int]:
-    """What became of all sources ever planned, each counted once by its latest fate.
-
-    Raises:
-        ArtifactDamaged: the tables do not add up.
-    """
-    keys = {(entry.source_id, entry.key) for unit in planned for entry in unit.entries}
-    fates = {(row["source_id"], row["key"]): row for row in dataset.rows("sources")}
-    committed = [row for row in fates.values() if row["status"] == "committed"]
-    index = dataset.rows("index")
-    if not fates.keys() <= keys or len(index) != sum(row["num_clips"] for row in committed):
-        raise ArtifactDamaged(f"{dataset.folder}: plans, sources and index do not agree; run `lvmae verify`")
-    return {
-        "inputs": len(keys),
-        "committed": len(committed),
-        "quarantined": len(fates) - len(committed),
-        "duplicates": sum(row["reason"] == Reason.DUPLICATE for row in dataset.rows("quarantine")),
-        "pending": len(keys) - len(fates),
-        "clips": len(index),
-        "dropped_frames": sum(row["num_frames"] for row in committed) - sum(row["num_frames"] for row in index),
-    }
-
-
 def _fingerprint(config: Config, dataset: Dataset) -> str:
     """Short sha256 of the config and of every source that was committed or quarantined."""
     sources = sorted({row["source_id"] for row in dataset.rows("sources")})
@@ -252,15 +217,3 @@ def _clip_version(config: Config) -> str:
 
 def _num_workers(config: Config) -> int:
     return config.num_workers or len(os.sched_getaffinity(0))
-
-
-@contextlib.contextmanager
-def _scratch(dataset: Dataset) -> Iterator[Path]:
-    """A folder for half-made clips; what killed runs left of theirs goes first."""
-    place = dataset.workspace.root / ".scratch" / dataset.name
-    shutil.rmtree(place, ignore_errors=True)
-    folder = Path(tempfile.mkdtemp(dir=make_folder(place)))
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(place, ignore_errors=True)

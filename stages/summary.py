@@ -51,6 +51,16 @@ def span(interval: Interval) -> str:
     return f"{100 * interval.low:.1f} to {100 * interval.high:.1f} %"
 
 
+def points(difference: float) -> str:
+    """A difference of shares as a person reads it."""
+    return f"{100 * difference:+.1f} points".replace("-", "−")
+
+
+def probability(value: float) -> str:
+    """A p-value as a person reads it."""
+    return "p < 0.001" if value < 0.001 else f"p = {value:.3f}"
+
+
 def headline(
     question: Question, scores: Sequence[Score], comparisons: Sequence[Comparison], titles: Mapping[str, str]
 ) -> list[str]:
@@ -78,13 +88,9 @@ def _versus(score: Score, comparison: Comparison, titles: Mapping[str, str]) -> 
     name = titles[score.features]
     subject = f"{name[0].upper()}{name[1:]}: {percent(score.accuracy)}"
     if not comparison.is_certain:
-        return f"{subject}. Not told apart from the pretrained encoder on these clips ({_p(comparison.p_value)})."
+        return f"{subject}. Not told apart from the pretrained encoder on these clips ({probability(comparison.p_value)})."
     relation = "below" if comparison.difference > 0 else "above"
-    return f"{subject}, {relation} the pretrained encoder, and not by chance ({_p(comparison.p_value)})."
-
-
-def _p(value: float) -> str:
-    return "p < 0.001" if value < 0.001 else f"p = {value:.3f}"
+    return f"{subject}, {relation} the pretrained encoder, and not by chance ({probability(comparison.p_value)})."
 
 
 def facts(inputs: Mapping[str, Artifact], question: Question, config: Mapping[str, Any]) -> list[Fact]:
@@ -99,7 +105,7 @@ def facts(inputs: Mapping[str, Artifact], question: Question, config: Mapping[st
     views, encoder = inputs["precompute"].manifest.config["views"], recipe["model"]["encoder"]
     excluded = [f"those with {key} = {value}" for key, value in recipe["exclude"].items()]
     return [
-        Fact("Data", f"{inputs['shard'].folder.name}: {counted(inputs['shard'].manifest.counts)}"),
+        Fact("Data", f"{inputs['shard'].folder.name}: {_data(inputs['shard'].manifest.counts)}"),
         Fact(
             "Input", f"{views['num_frames']} frames of {views['size_px']} x {views['size_px']} px, {counts['tokens']:,} tokens"
         ),
@@ -114,12 +120,19 @@ def facts(inputs: Mapping[str, Artifact], question: Question, config: Mapping[st
     ]
 
 
+def _data(counts: Mapping[str, int]) -> str:
+    return (
+        f"{counts['clips']:,} clips from {counts['committed']:,} of {counts['inputs']:,} sources; {counts['quarantined']:,} sources "
+        f"are quarantined, {counts['pending']:,} pending"
+    )
+
+
 def _pretraining(recipe: Mapping[str, Any], counts: Mapping[str, int]) -> str:
     seen, predicted, target = (recipe[name]["name"] for name in ("encoder_masking", "decoder_masking", "target"))
     return (
         f"{counts['units']:,} steps of {recipe['optimization']['batch_clips']} clips, without labels; the encoder sees "
-        f"{counts['visible_tokens']:,} tokens ({seen}), the decoder predicts {counts['predicted_tokens']:,} ({predicted}); what is "
-        f"predicted: {target}"
+        f"{counts['visible_tokens']:,} tokens ({seen}), the decoder predicts {counts['predicted_tokens']:,} ({predicted}); "
+        f"what is predicted: {target}"
     )
 
 
@@ -140,11 +153,6 @@ def _scored(question: Question, config: Mapping[str, Any]) -> str:
     )
     torn = f"; {question.num_shared_groups} groups are on both sides of a split" if question.num_shared_groups else ""
     return f"{len(question.rows)} clips" + (f" with {chosen}" if chosen else "") + f"; {how}{torn}"
-
-
-def counted(counts: Mapping[str, int]) -> str:
-    """Counts in one line."""
-    return ", ".join(f"{name.replace('_', ' ')} {value:,}" for name, value in counts.items())
 
 
 def origin(stage: str, made: Artifact, folder: str) -> Origin:

@@ -79,7 +79,8 @@ def cut(path: Path, *, clip: ClipConfig, limits: Limits, scratch: Path, binary: 
     if facts.sizes_px:
         video_log.check_size(facts, min_side_px=limits.min_side_px)
     if finished.exit_code or facts.faults or facts.decode_errors or not facts.encoded:
-        raise video_log.diagnosis(facts, _copied(path, limits=limits, scratch=scratch, binary=binary))
+        copying = _copied(path, limits=limits, scratch=scratch, binary=binary)
+        raise video_log.diagnosis(facts, copying, head=_head(path))
     if facts.encoded > limits.max_frames:
         raise MediaError(Reason.LIMIT, f"more than max_frames={limits.max_frames}")
     if facts.encoded < clip.min_frames:
@@ -89,7 +90,7 @@ def cut(path: Path, *, clip: ClipConfig, limits: Limits, scratch: Path, binary: 
     if not video_log.keeps_claim(facts, video_log.duration_s(times)):
         copying = _copied(path, limits=limits, scratch=scratch, binary=binary)
         if not video_log.keeps_claim(copying, copying.reached_s):  # a longer sound track explains a shorter picture
-            raise video_log.diagnosis(facts, copying)
+            raise video_log.diagnosis(facts, copying, head=_head(path))
     return _collect(scratch, facts.encoded, times=times, clip=clip)
 
 
@@ -174,6 +175,11 @@ def _copied(path: Path, *, limits: Limits, scratch: Path, binary: Path | None) -
     facts = video_log.read_log(finished.log)
     video_log.check_end(finished, facts)
     return facts
+
+
+def _head(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(8)
 
 
 def _collect(scratch: Path, num_frames: int, *, times: Sequence[float | None], clip: ClipConfig) -> Cut:

@@ -21,6 +21,9 @@ FRAME_TABLE = "frames.txt"
 FALLBACK_FPS = 25
 """The rate of a source that declares none, as ffmpeg itself assumes for raw H.264."""
 
+MAX_SEGMENTS = 15_000
+"""Clips of one source that a command line has room for."""
+
 _GLOBAL = ("-nostdin", "-hide_banner", "-nostats", "-loglevel", "level+verbose", "-filter_complex_threads", "1")
 
 

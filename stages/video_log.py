@@ -36,12 +36,17 @@ _SAID = (
     (Reason.NO_VIDEO_STREAM, re.compile(r"matches no streams|does not contain any stream")),
     (Reason.TOO_LARGE, re.compile(r"exceeds specified max pixel|Picture size \d+x\d+ is invalid")),
     (Reason.LIMIT, re.compile(r"Cannot allocate memory|max_streams")),
-    (Reason.TRUNCATED, re.compile(r"moov atom not found|partial file|ended prematurely")),
+    (Reason.TRUNCATED, re.compile(r"partial file|ended prematurely")),
     (Reason.UNREADABLE, re.compile(r"Error opening input:")),
     (Reason.TIMESTAMPS, re.compile(r"non.monoton|invalid timestamps|time scale")),
     (Reason.NO_FRAMES, re.compile(r"Cannot determine format of input")),
 )
 """What a line says about the cause, the more telling first."""
+
+
+_NO_INDEX = "moov atom not found"
+_BOXES = frozenset({b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide"})
+"""What an mp4 or mov file begins with: one without its index was cut off, and anything else was never such a file."""
 
 
 class Facts(NamedTuple):
@@ -153,8 +158,10 @@ def keeps_claim(facts: Facts, reached_s: float) -> bool:
     return reached_s + max(facts.start_s, 0.0) >= facts.claimed_s - tolerance_s
 
 
-def diagnosis(decoding: Facts, copying: Facts) -> MediaError:
-    """Why a source makes no clip, given what the decoding and the copying pass over it showed."""
+def diagnosis(decoding: Facts, copying: Facts, *, head: bytes) -> MediaError:
+    """Why a source makes no clip, given what the decoding and the copying pass showed, and its first eight bytes."""
+    if _NO_INDEX in copying.faults and head[4:8] in _BOXES:
+        return MediaError(Reason.TRUNCATED, _NO_INDEX)
     for reason, pattern in _SAID:
         for line in (*copying.faults, *decoding.faults):
             if pattern.search(line):

@@ -40,6 +40,6 @@ def listing(root: Path) -> dict[str, tuple[int, str]]:
 
 
 def artifact_files(root: Path) -> dict[str, str]:
-    """The digests of all files that belong to artifacts: everything but MLflow's records and lock files."""
-    outside = ("mlflow.db", "mlartifacts/", ".locks/")
+    """The digests of all files that belong to artifacts: everything but MLflow's records."""
+    outside = ("mlflow.db", "mlartifacts/")
     return {name: digest for name, (_, digest) in listing(root).items() if not name.startswith(outside)}

@@ -63,7 +63,7 @@ class Config(ReaderConfig):
         """What is found in the folder and what its labels name, each once.
 
         Raises:
-            SourceMissing: there is no such folder.
+            SourceMissing: there is no such folder, or no video in it.
             ConfigError: the labels cannot be read, or name something twice or outside the folder.
         """
         root = self.path.expanduser().absolute()
@@ -72,6 +72,8 @@ class Config(ReaderConfig):
         labels = self._labels(root)
         paths = {spelled(path.relative_to(root)): path for path in _files(root) if path.suffix.lower() in self.suffixes}
         paths |= {key: root / key for key in labels if key not in paths}
+        if not paths:
+            raise SourceMissing(f"{root}: holds no video, that is no file whose name ends in one of {', '.join(self.suffixes)}")
         return [Source(key=key, path=path, labels=labels.get(key, {})) for key, path in sorted(paths.items())]
 
     def _labels(self, root: Path) -> dict[str, Mapping[str, str]]:

@@ -151,17 +151,22 @@ def produce(
         ArtifactBusy: another live run makes the same artifact.
     """
     name = fingerprint(stage, version, config, inputs)
-    made = find(workspace, stage, name)
-    if made:
-        return Outcome(made, units_done=0, units_reused=made.manifest.counts["units"], counts=made.manifest.counts)
+    if made := find(workspace, stage, name):
+        return _reused(made)
     folder = workspace.artifact_folder(stage, name)
     with workspace.lock(stage, name):
+        if made := find(workspace, stage, name):  # by a run that ended in between
+            return _reused(made)
         sweep(folder)
         work = make(folder)
         counts = {**work.counts, "units": work.units_done + work.units_reused}
         made = commit(workspace, stage=stage, name=name, config=config, inputs=inputs, counts=counts)
         shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
     return Outcome(made, work.units_done, work.units_reused, counts=counts, metrics=work.metrics)
+
+
+def _reused(made: Artifact) -> Outcome:
+    return Outcome(made, units_done=0, units_reused=made.manifest.counts["units"], counts=made.manifest.counts)
 
 
 def fingerprint(stage: str, version: int, config: Config, inputs: Mapping[str, Artifact]) -> str:

@@ -2,10 +2,10 @@
 
 import contextlib
 import dataclasses
+import fcntl
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-
-import filelock
 
 from stages.errors import ArtifactBusy, ConfigError
 from stages.progress import Monitor, Silent
@@ -67,18 +67,29 @@ class Workspace:
         """``path`` as spelled from the root, for records and messages."""
         return path.relative_to(self.root).as_posix()
 
-    @contextlib.contextmanager
-    def lock(self, stage: str, name: str) -> Iterator[None]:
-        """Hold one artifact against other live runs on this machine; the kernel frees it when a run is killed.
+    def lock(self, stage: str, name: str) -> contextlib.AbstractContextManager[None]:
+        """Hold an artifact's folder against other live runs; the kernel frees it when a run is killed, and no byte is written.
 
         Raises:
             ArtifactBusy: another live run holds it.
         """
-        folder = make_folder(self.root / ".locks")
+        return self.hold(self.artifact_folder(stage, name))
+
+    @contextlib.contextmanager
+    def hold(self, folder: Path) -> Iterator[None]:
+        """Hold any folder below the root against other live runs.
+
+        Raises:
+            ArtifactBusy: another live run holds it.
+        """
+        descriptor = os.open(make_folder(folder), os.O_RDONLY | os.O_DIRECTORY)
         try:
-            with filelock.FileLock(folder / f"{stage}-{name}.lock", timeout=0):
-                yield
-        except filelock.Timeout as error:
-            raise ArtifactBusy(
-                f"{stage} {name}: another run is making it right now; wait for it to finish, then run again"
-            ) from error
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise ArtifactBusy(
+                    f"{self.relative(folder)}: another run is making it right now; wait for it to finish, then run again"
+                ) from error
+            yield
+        finally:
+            os.close(descriptor)

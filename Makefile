@@ -1,0 +1,61 @@
+# `make demo` sets everything up and runs the whole pipeline; `make test` sets everything up and runs all checks.
+# Needs Python 3.11 or later, pip, make, and the package registry. Nothing else: no ffmpeg, no GPU, no server.
+
+PYTHON ?= python3
+VENV ?= .venv
+ROOT ?= workspace
+# torch comes from wherever pip looks. Where that offers CUDA wheels alone, name an index with CPU wheels:
+#   make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
+TORCH_INDEX ?=
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+
+.PHONY: help setup setup-dev demo test lint types imports unit
+
+help:
+	@echo "make setup   install what the pipeline needs into $(VENV)"
+	@echo "make demo    set up, then run all five stages at small scale into ROOT=$(ROOT)"
+	@echo "make test    set up with the tools of development, then lint, types, import contracts and tests"
+
+setup: $(VENV)/.installed
+setup-dev: $(VENV)/.installed-dev
+
+demo: setup
+	$(BIN)/lvmae run lvmae --overlay demo --root $(ROOT)
+
+test: lint types imports unit
+
+lint: setup-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/hadolint docker/Dockerfile
+
+types: setup-dev
+	$(BIN)/mypy models stages pipeline
+
+imports: setup-dev
+	$(BIN)/lint-imports
+
+unit: setup-dev
+	$(BIN)/python -m pytest --durations=15
+
+# Stamps: each step runs again only when what it is made from has changed.
+$(VENV)/.created:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "$(PYTHON) is older than Python 3.11; name another: make PYTHON=python3.11 ..." >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+# torch alone first: nothing else may pull another build of it.
+$(VENV)/.torch: $(VENV)/.created constraints.txt
+	$(PIP) $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) torch
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.torch pyproject.toml constraints.txt
+	$(PIP) --editable .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(PIP) --editable '.[dev]'
+	@touch $@

@@ -1,0 +1,82 @@
+"""A tiny finished pipeline, by the real stages: a few short clips of a moving square, and everything made of them."""
+
+import hashlib
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from models.config import Config
+from stages import precompute, pretrain, tokenizer, video
+from stages.storage.artifact import Artifact
+from stages.storage.clips import Dataset, Member
+from stages.storage.workspace import Workspace
+
+NUM_FRAMES, SIZE_PX = 32, 32
+DIRECTIONS = ("left", "right")
+
+
+def moving_square(index: int, num_frames: int) -> np.ndarray:
+    """Frames of a square that crosses the picture once, to the left or to the right, in its own colour and row."""
+    source = np.random.default_rng(index)
+    frames = source.integers(90, 110, (num_frames, SIZE_PX, SIZE_PX, 3)).astype(np.uint8)
+    colour, top = source.integers(150, 255, 3), int(source.integers(4, 20))
+    for time in range(num_frames):
+        left = time * (SIZE_PX - 8) // num_frames
+        left = left if DIRECTIONS[index % 2] == "right" else SIZE_PX - 8 - left
+        frames[time, top : top + 8, left : left + 8] = colour
+    return frames
+
+
+def member(index: int) -> Member:
+    """One clip; every fifth is shorter than the views, every third is tested."""
+    frames = moving_square(index, 20 if index % 5 == 4 else NUM_FRAMES)
+    with tempfile.TemporaryDirectory() as scratch:
+        data = video.encode(frames, fps=25, crf=15, preset="ultrafast", scratch=Path(scratch))
+    name = hashlib.sha256(data).hexdigest()
+    labels = {
+        "class": DIRECTIONS[index % 2],
+        "row": str(index % 3),
+        "split": "test" if index % 3 == 2 else "train",
+        "group": f"take{index // 2}",
+    }
+    row = {
+        "source_id": name, "key": f"{index}.mp4", "start_frame": 0, "num_frames": len(frames), "fps": 25.0,
+        "width_px": SIZE_PX, "height_px": SIZE_PX, "labels": labels,
+    }  # fmt: skip
+    return Member(name[:32], data, row)
+
+
+def snapshot(workspace: Workspace, num_shards: int = 3, per_shard: int = 5) -> Artifact:
+    """A dataset of ``num_shards * per_shard`` clips and one source that became none."""
+    dataset = Dataset(workspace, "toy-01234567")
+    bad = {"source_id": "b" * 64, "key": "<b>bad</b>.mp4", "reason": "corrupt", "detail": "block 3 & 4"}
+    for ordinal in range(num_shards):
+        members = [member(index) for index in range(ordinal * per_shard, (ordinal + 1) * per_shard)]
+        dataset.write_shard(ordinal, members, sources=[], quarantine=[bad] if ordinal == 0 else [])
+    total = num_shards * per_shard
+    counts = {"inputs": total + 1, "committed": total, "quarantined": 1, "pending": 0, "clips": total}
+    return dataset.snapshot(config=Config(), fingerprint="f" * 16, counts=counts)
+
+
+def evaluate_inputs(workspace: Workspace, target: str = "fsq_codes") -> Mapping[str, Artifact]:
+    """Everything that an evaluation reads, trained for two steps."""
+    steps = {"num_steps": 2, "batch_clips": 2, "learning_rate": 1e-3, "log_every_steps": 1, "checkpoint_every_steps": 1}
+    shard = snapshot(workspace)
+    network = {"top_k": 0.5, "base_channels": 8, "channel_multipliers": [1, 1], "stem_patch_px": 8, "scorer_channels": 8}
+    network |= {"num_res_blocks": 1, "levels": [5, 4, 3]}
+    tokenizing = {"model": network, "size_px": SIZE_PX, "optimization": steps, "num_preview_windows": 2}
+    words = tokenizer.run(tokenizer.Config.model_validate(tokenizing), {"shard": shard}, workspace).artifact
+    views = precompute.Config.model_validate({"views": {"num_frames": NUM_FRAMES, "size_px": SIZE_PX}})
+    targets = precompute.run(views, {"shard": shard, "tokenizer": words}, workspace).artifact
+    pretraining = {
+        "model": {"encoder": {"width": 16, "depth": 2, "num_heads": 2}, "decoder": {"width": 16, "depth": 1, "num_heads": 2}},
+        "encoder_masking": {"name": "tube", "ratio": 0.75},
+        "decoder_masking": "priority",
+        "target": target,
+        "optimization": steps,
+        "exclude": {"split": "test"},
+    }
+    encoder = pretrain.run(pretrain.Config.model_validate(pretraining), {"shard": shard, "precompute": targets}, workspace)
+    return {"shard": shard, "pretrain": encoder.artifact, "precompute": targets, "tokenizer": words}
