@@ -176,68 +176,82 @@ def path(drawn: Scene, config: Config) -> Array:
     return (centre % config.size_px).astype(np.float32)
 
 
-def _offsets(centre: Array, size_px: int) -> tuple[Array, Array]:
-    """Signed torus distance of every column [T W] and every row [T H] from the centre [T 2], in pixels."""
-    pixels = np.arange(size_px, dtype=np.float32) + 0.5
-    half = np.float32(size_px / 2)
-    across, down = ((pixels[None] - centre[:, axis, None] + half) % size_px - half for axis in (0, 1))
-    return across.astype(np.float32), down.astype(np.float32)
+def _window(centre: Array, radius: float, size_px: int) -> tuple[npt.NDArray[np.intp], Array]:
+    """Pixels around the centre [T 2] that a shape of this radius may touch.
+
+    Returns:
+        Columns and rows inside the frame [2 T K], and their signed distance from the centre in pixels [2 T K].
+    """
+    reach = min(int(np.ceil(radius)) + 1, (size_px - 1) // 2)
+    nearest = np.floor(centre).T[:, :, None] + np.arange(-reach, reach + 1, dtype=np.float32)  # [2 T K]
+    offsets = nearest + np.float32(0.5) - centre.T[:, :, None]
+    return nearest.astype(np.intp) % size_px, offsets.astype(np.float32)
 
 
-def _distance(shape: str, across: Array, down: Array, radius: float) -> Array:
-    """Signed distance [T H W] from the outline in pixels, negative inside."""
-    x, y = np.abs(across)[:, None, :], np.abs(down)[:, :, None]
+def _distance(shape: str, offsets: Array, radius: float) -> Array:
+    """Signed distance [T K K] from the outline in pixels, negative inside; rows before columns."""
+    x, y = np.abs(offsets[0])[:, None, :], np.abs(offsets[1])[:, :, None]
     if shape == "disc":
         return np.sqrt(x * x + y * y) - np.float32(radius)
     if shape == "square":
         return np.maximum(x, y) - np.float32(radius)
-    return (x + y) * np.float32(np.sqrt(0.5)) - np.float32(radius * np.sqrt(0.5))
+    return (x + y - np.float32(radius)) * np.float32(np.sqrt(0.5))
+
+
+def _blend(pixels: Array, distance: Array, colour: Array) -> Array:
+    """The pixels with ``colour`` over them wherever ``distance`` is negative, one pixel of smooth edge."""
+    cover = np.clip(np.float32(0.5) - distance, 0, 1)[..., None]
+    return pixels + cover * (colour - pixels)
 
 
 def _background(drawn: Scene, config: Config) -> Array:
-    """The pattern behind everything [T 3 H W], a sum of plane waves moved exactly by the camera."""
+    """The pattern behind everything [T H W 3], a sum of plane waves moved exactly by the camera."""
     pixels = (np.arange(config.size_px, dtype=np.float32) + 0.5)[None] - camera(drawn, config).T[:, :, None]  # [2 T W]
     angle = 2 * np.pi / config.size_px * pixels[..., None] * drawn.waves[:, :2].T[:, None, None]  # [2 T W waves]
     angle[0] += drawn.waves[:, 2]
     rows = np.concatenate([np.cos(angle[1]), -np.sin(angle[1])], axis=-1).astype(np.float32)  # [T H 2*waves]
     columns = np.concatenate([np.cos(angle[0]), np.sin(angle[0])], axis=-1).astype(np.float32)  # [T W 2*waves]
     strength = np.tile(drawn.waves[:, 3:], (2, 1)) * np.float32(config.background_texture * np.sqrt(2 / NUM_WAVES))
-    weighted = rows[:, None] * strength.T[None, :, None]  # [T 3 H 2*waves]
-    pattern = weighted.reshape(config.num_frames, -1, 2 * NUM_WAVES) @ columns.transpose(0, 2, 1)
-    return pattern.reshape(config.num_frames, 3, config.size_px, config.size_px) + drawn.background[:, None, None]
-
-
-def _paint(frames: Array, distance: Array, colour: Array) -> None:
-    """Blend ``colour`` (broadcast against [T 3 H W]) over the frames wherever ``distance`` is negative, edges smooth."""
-    cover = np.clip(np.float32(0.5) - distance, 0, 1)[:, None]
-    frames += cover * (colour - frames)
+    painted = columns.transpose(0, 2, 1)[..., None] * strength[:, None]  # [T 2*waves W 3]
+    pattern = rows @ painted.reshape(config.num_frames, 2 * NUM_WAVES, -1)  # [T H W*3]
+    return pattern.reshape(config.num_frames, config.size_px, config.size_px, 3) + drawn.background
 
 
 def _paint_object(frames: Array, drawn: Scene, config: Config) -> None:
     """Draw the object with its stripes, and its white rim during the marked quarter."""
-    across, down = _offsets(path(drawn, config), config.size_px)
-    distance = _distance(SHAPES[drawn.shape], across, down, config.object_px / 2)
-    wave = 4 * np.pi / config.object_px
-    along = wave * (
-        np.float32(np.cos(drawn.stripe_angle)) * across[:, None, :] + np.float32(np.sin(drawn.stripe_angle)) * down[:, :, None]
-    )
-    stripes = np.float32(config.object_texture) * np.sin(along)
+    (columns, rows), offsets = _window(path(drawn, config), config.object_px / 2, config.size_px)
+    place = (np.arange(config.num_frames)[:, None, None], rows[:, :, None], columns[:, None, :])
+    distance = _distance(SHAPES[drawn.shape], offsets, config.object_px / 2)
+    across = np.float32(np.cos(drawn.stripe_angle)) * offsets[0][:, None, :]
+    down = np.float32(np.sin(drawn.stripe_angle)) * offsets[1][:, :, None]
+    stripes = np.float32(config.object_texture) * np.sin(np.float32(4 * np.pi / config.object_px) * (across + down))
     colour = np.float32(0.35) + np.float32(config.object_contrast) * (1 + np.float32(config.colour_spread) * drawn.colour)
-    _paint(frames, distance, colour[:, None, None] + stripes[:, None])
+    pixels = _blend(frames[place], distance, colour + stripes[..., None])
     length = config.num_frames // NUM_QUARTERS
     marked = slice(drawn.marked_quarter * length, (drawn.marked_quarter + 1) * length)
     rim = np.maximum(distance[marked], -distance[marked] - np.float32(config.object_px / 8))
-    _paint(frames[marked], rim, np.ones(1, dtype=np.float32))
+    pixels[marked] = _blend(pixels[marked], rim, np.ones(3, dtype=np.float32))
+    frames[place] = pixels
 
 
 def _paint_distractors(frames: Array, drawn: Scene, config: Config) -> None:
     """Draw the small discs, behind the object."""
     time = np.arange(config.num_frames, dtype=np.float32)[:, None] / config.num_frames
     for row in drawn.distractors:
-        centre = (row[:2] + time * row[2:4]) * config.size_px + camera(drawn, config)
-        across, down = _offsets(centre.astype(np.float32), config.size_px)
+        centre = ((row[:2] + time * row[2:4]) * config.size_px + camera(drawn, config)) % config.size_px
+        (columns, rows), offsets = _window(centre.astype(np.float32), config.distractor_px / 2, config.size_px)
+        place = (np.arange(config.num_frames)[:, None, None], rows[:, :, None], columns[:, None, :])
         colour = np.float32(0.5) + np.float32(config.distractor_contrast) * row[4:]
-        _paint(frames, _distance("disc", across, down, config.distractor_px / 2), colour[:, None, None])
+        frames[place] = _blend(frames[place], _distance("disc", offsets, config.distractor_px / 2), colour)
+
+
+def _add_noise(frames: Array, drawn: Scene, config: Config) -> None:
+    """Add grey noise, the sum of two even draws: bell-like, bounded, and exact on every machine."""
+    draw = generator(config, drawn.index, purpose=1)
+    draws = np.frombuffer(draw.bytes(2 * frames[..., 0].size), dtype=np.uint8).reshape(2, *frames.shape[:3])
+    total = draws[0].astype(np.float32) + draws[1]
+    # Two even draws from 0 ... 255 have mean 255 and variance 2 * (256**2 - 1) / 12.
+    frames += ((total - 255) * np.float32(config.noise / np.sqrt((256**2 - 1) / 6)))[..., None]
 
 
 def render(drawn: Scene, config: Config) -> Rendering:
@@ -245,10 +259,11 @@ def render(drawn: Scene, config: Config) -> Rendering:
     frames = _background(drawn, config)
     _paint_distractors(frames, drawn, config)
     _paint_object(frames, drawn, config)
-    draw = generator(config, drawn.index, purpose=1)
-    frames += np.float32(config.noise) * draw.standard_normal((config.num_frames, 1, *frames.shape[2:]), dtype=np.float32)
-    np.clip(frames, 0, 1, out=frames)
-    clip = (frames * np.float32(255) + np.float32(0.5)).astype(np.uint8).transpose(0, 2, 3, 1)
+    _add_noise(frames, drawn, config)
+    frames *= 255
+    frames += np.float32(0.5)
+    np.clip(frames, 0, 255, out=frames)
     half = np.float32(config.object_px / 2)
     corner = (path(drawn, config) - half) % config.size_px
-    return Rendering(np.ascontiguousarray(clip), np.concatenate([corner, corner + 2 * half], axis=1).astype(np.float32))
+    boxes = np.concatenate([corner, corner + 2 * half], axis=1).astype(np.float32)
+    return Rendering(frames.astype(np.uint8), boxes)

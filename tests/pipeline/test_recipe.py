@@ -20,9 +20,11 @@ def test_every_recipe_that_comes_with_the_project_is_complete_in_itself(name: st
     assert Request(recipe=name).load().name == name
 
 
-@pytest.mark.parametrize("overlay", overlay_names())
-def test_every_overlay_fits_the_recipe_of_the_paper(overlay: str) -> None:
-    assert Request(recipe="lvmae", overlays=(overlay,)).load() != Request(recipe="lvmae").load()
+def test_the_overlays_that_come_with_the_project_fit_in_the_order_in_which_they_shrink() -> None:
+    assert set(overlay_names()) == {"demo", "smoke"}
+    loaded = [Request(recipe="lvmae", overlays=overlays).load() for overlays in ((), ("demo",), ("demo", "smoke"))]
+    widths = [recipe.pretrain.model.encoder.width for recipe in loaded]
+    assert widths == sorted(set(widths), reverse=True)
 
 
 def test_the_demo_keeps_128_frames_and_every_mechanism() -> None:

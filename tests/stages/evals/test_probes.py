@@ -1,0 +1,145 @@
+"""Every probe answers alike, learns what is there to learn, and chooses nothing on the clips it is tested on."""
+
+import numpy as np
+import pytest
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import StratifiedKFold, cross_val_score
+from sklearn.preprocessing import StandardScaler
+
+from models.extension import load, names
+from stages.evals import Classes, Features, ProbeConfig, knn, linear_probe, standardised
+
+PROBES = names("stages.evals")
+
+
+def blobs(num_clips: int, num_classes: int, *, width: int = 12, gap: float = 4.0, seed: int = 0) -> tuple[Features, Classes]:
+    """Features around one centre per class, and the classes."""
+    centres = np.random.default_rng(99).normal(size=(num_classes, width)) * gap
+    source = np.random.default_rng(seed)
+    classes = np.arange(num_clips) % num_classes
+    return (centres[classes] + source.normal(size=(num_clips, width))).astype(np.float32), classes.astype(np.int64)
+
+
+def each_alone(classes: Classes) -> Classes:
+    return np.arange(len(classes))
+
+
+@pytest.fixture(params=PROBES)
+def probe(request: pytest.FixtureRequest) -> ProbeConfig:
+    found: ProbeConfig = load("stages.evals", request.param)
+    return found
+
+
+def test_the_folder_holds_the_two_probes() -> None:
+    assert PROBES == ["knn", "linear_probe"]
+
+
+def test_a_probe_is_named_after_its_file_and_has_a_title(probe: ProbeConfig) -> None:
+    assert probe.name in PROBES
+    assert probe.title
+
+
+def test_a_probe_tells_classes_apart_that_lie_apart(probe: ProbeConfig) -> None:
+    features, classes = blobs(60, 3)
+    test_features, test_classes = blobs(30, 3, seed=1)
+    predicted = probe.fit_predict(features, classes, groups=each_alone(classes), test_features=test_features)
+    assert (predicted == test_classes).all()
+
+
+def test_a_probe_gives_the_same_answer_twice(probe: ProbeConfig) -> None:
+    features, classes = blobs(40, 4, gap=0.5)
+    test_features, _ = blobs(40, 4, gap=0.5, seed=1)
+    answers = [probe.fit_predict(features, classes, groups=each_alone(classes), test_features=test_features) for _ in range(2)]
+    assert (answers[0] == answers[1]).all()
+    assert len(set(answers[0].tolist())) > 1
+
+
+def test_a_probe_answers_each_test_clip_without_looking_at_the_others(probe: ProbeConfig) -> None:
+    features, classes = blobs(40, 4, gap=0.5)
+    test_features, _ = blobs(12, 4, gap=0.5, seed=1)
+    groups = each_alone(classes)
+    together = probe.fit_predict(features, classes, groups=groups, test_features=test_features)
+    alone = [
+        probe.fit_predict(features, classes, groups=groups, test_features=test_features[row : row + 1])[0] for row in range(12)
+    ]
+    assert together.tolist() == alone
+
+
+def test_a_probe_copes_with_few_clips_and_features_that_never_vary(probe: ProbeConfig) -> None:
+    features = np.array([[0, 1, 7], [1, 1, 7], [0, 1, 7]], dtype=np.float32)
+    classes = np.array([4, 9, 4])
+    predicted = probe.fit_predict(features, classes, groups=each_alone(classes), test_features=features[:2])
+    assert len(predicted) == 2
+    assert set(predicted.tolist()) <= {4, 9}
+
+
+def test_standardising_uses_the_training_clips_alone() -> None:
+    train, test = standardised(np.array([[0, 5], [2, 5]], np.float32), np.array([[4, 6]], np.float32))
+    assert train.tolist() == [[-1, 0], [1, 0]]
+    assert test.tolist() == [[3, 0]]
+
+
+def test_the_linear_probe_is_scikit_learns_on_standardised_features() -> None:
+    features, classes = blobs(50, 5, gap=0.4)
+    test_features, _ = blobs(100, 5, gap=0.4, seed=1)
+    scaler = StandardScaler().fit(features)
+    reference = LogisticRegression(C=0.01, max_iter=500).fit(scaler.transform(features), classes)
+    probe = linear_probe.Config(inverse_penalties=(0.01,))
+    predicted = probe.fit_predict(features, classes, groups=each_alone(classes), test_features=test_features)
+    assert (predicted == reference.predict(scaler.transform(test_features))).all()
+
+
+def test_turning_wide_features_into_their_own_span_changes_no_answer() -> None:
+    features, classes = blobs(40, 4, width=300, gap=0.05)
+    test_features, _ = blobs(200, 4, width=300, gap=0.05, seed=1)
+    turned, test_turned = linear_probe.rotated(features, test_features)
+    assert turned.shape == (40, 40)
+    np.testing.assert_allclose(turned @ turned.T, features @ features.T, atol=1e-2)
+    np.testing.assert_allclose(test_turned @ turned.T, test_features @ features.T, atol=1e-2)
+    direct = LogisticRegression(C=0.01, max_iter=500).fit(features, classes).predict(test_features)
+    inside = LogisticRegression(C=0.01, max_iter=500).fit(turned, classes).predict(test_turned)
+    assert (direct == inside).mean() > 0.99
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_penalty_is_the_one_that_cross_validation_on_the_training_clips_likes_best(seed: int) -> None:
+    features, classes = blobs(45, 3, width=20, gap=0.3, seed=seed)
+    candidates = (1e-3, 1e-1, 10.0)
+    folds = list(StratifiedKFold(3).split(features, classes))
+    accuracy = [
+        cross_val_score(LogisticRegression(C=penalty, max_iter=500), features, classes, cv=folds).mean()
+        for penalty in candidates
+    ]
+    probe = linear_probe.Config(inverse_penalties=candidates)
+    assert probe.choose_penalty(features, classes, each_alone(classes)) == candidates[int(np.argmax(accuracy))]
+
+
+def test_the_penalty_is_chosen_on_whole_groups() -> None:
+    """Every group is one exact point: only a choice that tears groups apart can find a weak penalty good."""
+    source = np.random.default_rng(0)
+    points = source.normal(size=(12, 30)).astype(np.float32)
+    point_classes = source.integers(0, 2, 12)
+    features, classes, groups = (np.repeat(values, 5, axis=0) for values in (points, point_classes, np.arange(12)))
+    probe = linear_probe.Config(inverse_penalties=(1e-9, 10.0), inner_folds=3)
+    torn = probe.choose_penalty(features, classes, each_alone(classes))
+    whole = [
+        probe.choose_penalty(features, np.repeat(np.random.default_rng(seed).integers(0, 2, 12), 5), groups)
+        for seed in range(8)
+    ]
+    assert torn == 10.0
+    assert 1e-9 in whole
+
+
+def test_the_strongest_penalty_is_taken_where_nothing_can_be_held_out() -> None:
+    features, classes = blobs(4, 4)
+    probe = linear_probe.Config(inverse_penalties=(0.1, 0.001))
+    assert probe.choose_penalty(features, classes, each_alone(classes)) == 0.001
+    assert probe.choose_penalty(features, classes, np.zeros(4, dtype=np.int64)) == 0.001
+
+
+def test_near_neighbours_outvote_far_ones() -> None:
+    features = np.array([[1, 0.01], [-1, 0.5], [-1, 1], [0.3, -1.51]], dtype=np.float32)
+    classes = np.array([0, 1, 1, 1])
+    probe = knn.Config(num_neighbours=4)
+    predicted = probe.fit_predict(features, classes, groups=each_alone(classes), test_features=features[:1] * 1.0001)
+    assert predicted.tolist() == [0]

@@ -1,0 +1,109 @@
+"""The page needs nothing but itself, runs nothing, and takes no text for markup."""
+
+import html.parser
+import re
+
+import numpy as np
+import pytest
+
+from stages.protocol import Question, Split
+from stages.report import Asked, Report, Shown, render
+from stages.scoring import Comparison, Interval, Score
+from stages.summary import Fact, Origin, Quarantine, headline, percent, points, probability, span
+
+EVIL = "<script>alert('1')</script>\"&.mp4"
+TITLES = {"pretrained": "pretrained encoder", "untrained": "same encoder, untrained", "knn": "nearest neighbours"}
+
+
+class Page(html.parser.HTMLParser):
+    """Collects every tag with its attributes, and the text."""
+
+    def __init__(self, page: bytes) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(page.decode())
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def scored(features: str, accuracy: float) -> Score:
+    return Score("class", "knn", features, accuracy, Interval(0.2, 0.6), (accuracy,), None, 12, 30)
+
+
+def compared(p_value: float, difference: float = 0.2) -> Comparison:
+    return Comparison("class", "knn", "pretrained", "untrained", difference, p_value)
+
+
+def asked() -> Asked:
+    rows = np.arange(4)
+    question = Question(EVIL, rows, ("a", "b"), rows % 2, rows, (Split(rows[:2], rows[2:]),))
+    chart = Shown("accuracy-00", f"Accuracy on {EVIL}", "A caption.", b"png bytes")
+    return Asked(question, [f"About {EVIL}."], [scored("pretrained", 0.4), scored("untrained", 0.2)], [compared(0.01)], chart)
+
+
+@pytest.fixture
+def page() -> bytes:
+    report = Report(
+        dataset=EVIL,
+        facts=[Fact("Data", EVIL)],
+        asked=[asked(), asked()],
+        pictures=[Shown("clip-00", EVIL, EVIL, b"more png bytes")],
+        curves=[Shown("curve-pretrain", "Curve", "A caption.", b"yet more")],
+        origins=[Origin("shard", "f" * 16, "d" * 64, EVIL, (Fact("clips", "3"),), {"path": EVIL})],
+        quarantine=Quarantine((("corrupt", 1),), ((EVIL, "corrupt", EVIL),), 2),
+        titles=TITLES,
+    )
+    return render(report)
+
+
+def test_no_name_becomes_markup(page: bytes) -> None:
+    tags = {tag for tag, _ in Page(page).tags}
+    assert "script" not in tags
+    assert b"<script" not in page
+    assert Page(page).text.count(EVIL) >= 8
+
+
+def test_nothing_is_loaded_from_anywhere(page: bytes) -> None:
+    sources = [value for _, attributes in Page(page).tags for name, value in attributes.items() if name in ("src", "href")]
+    assert len(sources) == 4
+    assert all(source is not None and source.startswith("data:image/png;base64,") for source in sources)
+    assert not re.search(rb"url\(|@import|https?://", page)
+    policies = [attributes for tag, attributes in Page(page).tags if attributes.get("http-equiv") == "Content-Security-Policy"]
+    assert len(policies) == 1
+    assert str(policies[0]["content"]).startswith("default-src 'none'; img-src data:;")
+
+
+def test_the_table_holds_the_accuracies_beside_chance(page: bytes) -> None:
+    text = Page(page).text
+    for words in ("40.0 %", "20.0 to 60.0 %", "+20.0 points", "beyond chance, p = 0.010", "Blind guess 50.0 %"):
+        assert words in text
+    assert "and 2 more" in text
+
+
+def test_the_same_findings_give_the_same_page(page: bytes) -> None:
+    assert "202" not in re.sub(r"base64,\S+", "", page.decode()), "no dates"
+    assert page == page.strip() + b"\n" or page.endswith(b"</html>")
+
+
+def test_the_headline_claims_no_more_than_the_clips_allow() -> None:
+    question = asked().question
+    scores = [scored("pretrained", 0.4), scored("untrained", 0.2)]
+    certain = headline(question, scores, [compared(0.0001)], TITLES)
+    assert certain[0].startswith(
+        f"Asked to name “{EVIL}” among 2 classes, a nearest neighbours on the pretrained encoder is right"
+    )
+    assert certain[1] == "Same encoder, untrained: 20.0 %, below the pretrained encoder, and not by chance (p < 0.001)."
+    assert "Not told apart" in headline(question, scores, [compared(0.2)], TITLES)[1]
+    assert ", above the pretrained encoder" in headline(question, scores, [compared(0.01, difference=-0.2)], TITLES)[1]
+
+
+def test_numbers_are_written_for_people() -> None:
+    assert (percent(1 / 3), points(-0.05), probability(0.0004), probability(0.5)) == (
+        "33.3 %", "−5.0 points", "p < 0.001", "p = 0.500",
+    )  # fmt: skip
+    assert span(Interval(0.1, 1.0)) == "10.0 to 100.0 %"
