@@ -9,7 +9,8 @@ ROOT ?= workspace
 TORCH_INDEX ?=
 
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+# Not compiling what may never be imported saves a minute.
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-compile --constraint constraints.txt
 
 .PHONY: help setup setup-dev demo test lint types imports unit
 

@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from torch import nn
 
 from models.config import Config as BaseConfig
-from models.convolution import Scorer, Stage, down, up
+from models.convolution import Scorer, Stage, down, initialise, up
 from models.fsq import FSQ
 from models.grid import Patching
 from models.shapes import Float, Int, Tensor
@@ -125,6 +125,11 @@ class Reconstruction(NamedTuple):
     keep: Float[Tensor, "B t h w"]
 
 
+def centred(clip: Float[Tensor, "B C T H W"]) -> Float[Tensor, "B C T H W"]:
+    """Pixels in [-1, 1]; our choice, without it a small tokenizer takes many times longer to leave the mean image."""
+    return clip * 2 - 1
+
+
 class AdaptiveTokenizer(nn.Module):
     """Encoder, token scorer, selection, quantizer and decoder.
 
@@ -146,6 +151,7 @@ class AdaptiveTokenizer(nn.Module):
             stride_t=config.patching.tubelet_frames,
             strides_px=(2 ** (halvings - halvings // 2), 2 ** (halvings // 2)),
         )
+        self.apply(initialise)
 
     def forward(self, clip: Float[Tensor, "B 3 T H W"]) -> Reconstruction:
         """The clip rebuilt from its kept tokens, with the codes, priorities and selection that led to it.
@@ -168,7 +174,7 @@ class AdaptiveTokenizer(nn.Module):
     def latents(self, clip: Float[Tensor, "B 3 T H W"]) -> Float[Tensor, "B t h w d"]:
         """Latents before quantization, for every token."""
         side = self.config.stem_patch_px
-        folded = rearrange(clip, "B C T (H dh) (W dw) -> B (dh dw C) T H W", dh=side, dw=side)
+        folded = rearrange(centred(clip), "B C T (H dh) (W dw) -> B (dh dw C) T H W", dh=side, dw=side)
         encoded: Tensor = self.encoder(folded)
         return rearrange(encoded, "B d t h w -> B t h w d")
 
@@ -184,7 +190,7 @@ class AdaptiveTokenizer(nn.Module):
 
         The first slot has no slot before it and repeats the second slot's values, as EVEREST does.
         """
-        features = self.scorer(clip)
+        features = self.scorer(centred(clip))
         distance = torch.linalg.vector_norm(features[:, :, 1:] - features[:, :, :-1], dim=1)  # [B, t-1, h, w]
         return torch.cat([distance[:, :1], distance], dim=1)
 

@@ -60,6 +60,8 @@ class Config(BaseConfig):
     """The block whose output is read; ``None``: after the last block and the final norm."""
     temporal_bins: int = Field(default=8, gt=0)
     """Equal parts of time that features are averaged over. Our choice; 1 is the usual mean, which forgets all order."""
+    spatial_cells: int = Field(default=1, gt=0)
+    """Cells along each side that features are averaged within. Our choice; 1 is the usual mean, which forgets all places."""
     pixel_cells: int = Field(default=8, gt=0)
     """Cells along each side of the grid of the trivial features."""
     batch_clips: int = Field(default=8, gt=0)
@@ -142,6 +144,7 @@ def _extract(
         views={clip_id: stored_view(row) for (clip_id, view), row in targets.views.items() if view == 0},
         layer=config.layer,
         temporal_bins=config.temporal_bins,
+        spatial_cells=config.spatial_cells,
         pixel_cells=config.pixel_cells,
         batch_clips=config.batch_clips,
         device=device(),

@@ -1,8 +1,8 @@
-"""Frozen features of clips: every token of the recorded frames enters the encoder, and time survives the pooling.
+"""Frozen features of clips: every token of the recorded frames enters the encoder, and a coarse where and when survives.
 
-A clip's tokens are averaged over space and over ``temporal_bins`` parts of time, which are joined. Averaging over all of
-time, as is usual for short clips, would throw away the order that long clips are about. This is our choice. A clip that is
-shorter than the view is seen as long as it is: no token shows a repeated frame.
+A clip's tokens are averaged within the cells of a coarse grid over space and time, and the cells are joined. Averaging over
+everything, as is usual for short clips, would throw away the order that long clips are about. This is our choice. A clip that
+is shorter than the view is seen as long as it is: no token shows a repeated frame.
 """
 
 import dataclasses
@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from einops import rearrange, reduce
+from einops import rearrange
+from torch.nn import functional
 
 from models.grid import patchify
 from models.shapes import Float, Tensor, UInt8
@@ -42,6 +43,7 @@ class Extractor:
         views: view 0 of every clip.
         layer: the block whose output is pooled; ``None``: after the final norm.
         temporal_bins: parts of time.
+        spatial_cells: cells along each side.
         pixel_cells: cells of the trivial features' grid along each side.
         batch_clips: clips per forward pass.
         device: where the encoders are.
@@ -53,6 +55,7 @@ class Extractor:
     views: Mapping[str, View]
     layer: int | None
     temporal_bins: int
+    spatial_cells: int
     pixel_cells: int
     batch_clips: int
     device: torch.device
@@ -82,8 +85,11 @@ class Extractor:
         patches = patchify(rearrange(frames, "B T H W C -> B C T H W").to(self.device), self.geometry.model.patching)
         positions = torch.arange(patches.shape[1], device=self.device).expand(len(patches), -1)
         tokens = encoder.features(patches.float() / 255, positions, layer=self.layer)
-        slots = reduce(tokens, "B (t space) D -> B t D", "mean", space=self.geometry.grid.slot_tokens)
-        return pool_time(slots.float(), self.temporal_bins)
+        _, height, width = self.geometry.grid
+        maps = rearrange(tokens.float(), "B (t h w) D -> (B t) D h w", h=height, w=width)
+        cells = functional.adaptive_avg_pool2d(maps, self.spatial_cells)  # [B*t, D, cells, cells]
+        slots = rearrange(cells, "(B t) D y x -> B t (y x D)", B=len(frames))
+        return pool_time(slots, self.temporal_bins)
 
     def _batches(self, clips: Sequence[Clip]) -> Iterator[Sequence[Clip]]:
         """Clips of equal length together, so that a batch needs no padding; their order is a function of the shard alone."""

@@ -14,7 +14,7 @@ from models.shapes import Float
 
 PIXELS = "pixels"
 FRAMES = "frames"
-TITLES: Mapping[str, str] = MappingProxyType({PIXELS: "pixel statistics over time", FRAMES: "single frames, order ignored"})
+TITLES: Mapping[str, str] = MappingProxyType({PIXELS: "pixel statistics over time", FRAMES: "frames without their order"})
 """What a reader of the report calls them."""
 
 
@@ -31,8 +31,8 @@ def pixel_features(frames: npt.NDArray[np.uint8], *, bins: int, cells: int) -> d
     """Both kinds of trivial features of one clip, one row each.
 
     ``pixels``: brightness, its spread over time and the change from frame to frame, in every cell of a coarse grid and
-    every part of time. ``frames``: colours and spatial spread of every cell, averaged over all frames, whose order and
-    whose neighbours in time therefore cannot matter.
+    every part of time. ``frames``: colours and spatial spread of every cell in each frame, averaged over all frames, so that
+    neither their order nor a change from one to the next can matter.
 
     Args:
         frames: the recorded frames, ``uint8 [T H W C]``, two or more.

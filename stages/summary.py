@@ -76,9 +76,9 @@ def headline(
     own = next(score for score in scores if score.features == PRETRAINED and score.probe == probe)
     against = {comparison.baseline: comparison for comparison in comparisons if comparison.probe == probe}
     first = (
-        f"Asked to name “{question.label}” among {len(question.class_names)} classes, a {titles[probe]} on the pretrained "
-        f"encoder is right for {percent(own.accuracy)} of {own.num_test} test clips (95 % interval {span(own.interval)}); "
-        f"a blind guess for {percent(question.uniform_chance)}."
+        f"“{question.label}”, {len(question.class_names)} classes: from the pretrained encoder’s features a simple probe "
+        f"({titles[probe]}) names {percent(own.accuracy)} of {own.num_test} test clips rightly (95 % interval "
+        f"{span(own.interval)}); a blind guess {percent(question.uniform_chance)}."
     )
     others = [score for score in scores if score.probe == probe and score.features != PRETRAINED]
     return [first, *(_versus(score, against[score.features], titles) for score in others)]
@@ -122,8 +122,8 @@ def facts(inputs: Mapping[str, Artifact], question: Question, config: Mapping[st
 
 def _data(counts: Mapping[str, int]) -> str:
     return (
-        f"{counts['clips']:,} clips from {counts['committed']:,} of {counts['inputs']:,} sources; {counts['quarantined']:,} sources "
-        f"are quarantined, {counts['pending']:,} pending"
+        f"{counts['clips']:,} clips from {counts['committed']:,} of {counts['inputs']:,} sources; "
+        f"{counts['quarantined']:,} sources are quarantined, {counts['pending']:,} pending"
     )
 
 
@@ -139,8 +139,8 @@ def _pretraining(recipe: Mapping[str, Any], counts: Mapping[str, int]) -> str:
 def _features(config: Mapping[str, Any]) -> str:
     place = "the last block" if config["layer"] is None else f"block {config['layer']}"
     return (
-        f"frozen; tokens after {place} of all recorded frames, averaged over space and over {config['temporal_bins']} equal "
-        "parts of time, joined in order"
+        f"frozen; tokens after {place} of all recorded frames, averaged within {config['spatial_cells']} x "
+        f"{config['spatial_cells']} places and {config['temporal_bins']} equal parts of time, joined in order"
     )
 
 

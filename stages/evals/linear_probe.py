@@ -17,7 +17,7 @@ class Config(ProbeConfig):
     name: Literal["linear_probe"] = "linear_probe"
     """The name in a recipe."""
 
-    inverse_penalties: tuple[Annotated[float, Field(gt=0)], ...] = Field(default=(1e-4, 1e-3, 1e-2, 1e-1), min_length=1)
+    inverse_penalties: tuple[Annotated[float, Field(gt=0)], ...] = Field(default=(1e-4, 1e-3, 1e-2, 1e-1, 1.0), min_length=1)
     """Candidates for scikit-learn's ``C``, the inverse strength of the penalty; small ones because features outnumber clips.
     The best is taken on held-out training clips, the strongest penalty among equals. Our choice."""
 

@@ -1,12 +1,13 @@
 """Seeded scenes of one moving shape whose class needs both ends of the clip; pure numpy, no files, no codec.
 
-A clip has four equal quarters. In each, the shape travels a closed loop of one of ``num_motions`` types, drawn
-independently. The long label is the pair (type in the first quarter, type in the last quarter). Because every loop ends
-where it began, a frame shows nothing of the motions of other quarters. ``docs/synthetic.md`` proves what follows from
-that and says what was measured. The world is a torus: what leaves on one side comes back on the other.
+A clip has four equal quarters. In each, the shape leaves its home near the centre in one of ``num_motions`` directions and
+comes back; the directions are drawn independently. The long label is the pair (direction in the first quarter, direction in
+the last quarter). The shape is as often brighter as it is darker than the ground, and grey noise whose strength changes
+from place to place and from time to time lies over everything. ``docs/synthetic.md`` proves what follows from that and says
+what was measured.
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -16,12 +17,14 @@ from models import config
 
 Array = npt.NDArray[np.float32]
 
-MOTIONS = ("right", "left", "down", "up", "clockwise", "counterclockwise")
-"""Motion types in the order in which ``num_motions`` takes them; each one's time reversal is its neighbour."""
-
+MOTIONS = ("right", "left", "down", "up", "right_down", "left_up", "right_up", "left_down")
+"""Directions in the order in which ``num_motions`` takes them; each one's opposite is its neighbour."""
 SHAPES = ("disc", "square", "diamond")
 NUM_QUARTERS = 4
 NUM_WAVES = 6
+_HEADINGS = np.array([[1, 0], [-1, 0], [0, 1], [0, -1], [1, 1], [-1, -1], [1, -1], [-1, 1]], dtype=np.float32)
+_NOISE_KNOTS = (9, 5, 5)
+"""Places in time, height and width between which the strength of the noise is interpolated."""
 
 
 class Config(config.Config):
@@ -29,61 +32,57 @@ class Config(config.Config):
 
     seed: int = 0
     """Key of every draw; clip ``index`` of one seed is the same clip whatever the number of clips."""
-    num_frames: int = Field(128, gt=0)
+    num_frames: int = Field(default=128, gt=0)
     """Frames per clip; a multiple of four."""
-    size_px: int = Field(64, gt=0)
+    size_px: int = Field(default=64, gt=0)
     """Height and width of a frame in pixels."""
-    num_motions: int = Field(4, ge=2, le=len(MOTIONS))
-    """Motion types a quarter draws from; chance is one over its square."""
-    loops_per_quarter: int = Field(1, gt=0)
-    """Closed loops the object travels in a quarter; with the frame size it sets the speed."""
-    object_px: float = Field(24.0, gt=0)
+    num_motions: int = Field(default=4, ge=2, le=len(MOTIONS))
+    """Directions a quarter draws from; chance is one over its square."""
+    object_px: float = Field(default=24.0, gt=0)
     """Width of the moving object in pixels."""
-    circle_share: float = Field(0.25, gt=0)
-    """Radius of the two circular motions as a share of the frame."""
-    object_contrast: float = Field(0.45, ge=0, le=1)
-    """Distance of the object's colour from mid grey, in [0, 1] of the value range."""
-    colour_spread: float = Field(0.2, ge=0, le=1)
-    """How far the object's colour strays from white in hue, as a share of its contrast."""
-    object_texture: float = Field(0.1, ge=0, le=1)
+    travel_px: float = Field(default=18.0, gt=0)
+    """How far the object goes from home, in pixels along each axis of its direction."""
+    home_px: float = Field(default=3.0, ge=0)
+    """How far home may lie from the centre, in pixels along each axis."""
+    object_contrast: float = Field(default=0.2, ge=0, le=0.5)
+    """Distance of the object from mid grey, up or down, in [0, 1] of the value range."""
+    object_texture: float = Field(default=0.05, ge=0, le=1)
     """Amplitude of the stripes painted on the object."""
-    background_texture: float = Field(0.06, ge=0, le=1)
+    background_texture: float = Field(default=0.04, ge=0, le=1)
     """Standard deviation of the smooth background pattern."""
-    num_distractors: int = Field(1, ge=0)
+    num_distractors: int = Field(default=1, ge=0)
     """Small discs that drift through the whole clip at a constant velocity of their own."""
-    distractor_px: float = Field(8.0, gt=0)
+    distractor_px: float = Field(default=8.0, gt=0)
     """Width of a distractor in pixels."""
-    distractor_contrast: float = Field(0.2, ge=0, le=1)
+    distractor_contrast: float = Field(default=0.2, ge=0, le=1)
     """Distance of a distractor's colour from mid grey."""
-    camera_px: float = Field(2.0, ge=0)
+    camera_px: float = Field(default=2.0, ge=0)
     """Amplitude of the slow camera sway in pixels, in x and in y."""
-    noise: float = Field(0.02, ge=0, le=1)
-    """Standard deviation of the grey noise added to every pixel of every frame."""
+    noise: float = Field(default=0.4, ge=0, le=1)
+    """Largest standard deviation of the grey noise; its strength varies between zero and this."""
 
     @model_validator(mode="after")
-    def _quarters_are_equal(self) -> "Config":
+    def _quarters_are_equal(self) -> Self:
         if self.num_frames % NUM_QUARTERS:
             raise ValueError(f"num_frames={self.num_frames} is not a multiple of {NUM_QUARTERS} quarters")
         return self
 
 
 class Scene(NamedTuple):
-    """Every random choice behind one clip, except the pixel noise, whose key is ``index`` itself."""
+    """Every random choice behind one clip, except the noise, whose key is ``number`` itself."""
 
-    index: int
+    number: int
     """Number of the clip in its set."""
     motions: tuple[int, ...]
-    """Motion type of each quarter, an index into ``MOTIONS``."""
+    """Direction of each quarter, an index into ``MOTIONS``."""
     marked_quarter: int
     """The quarter during which the object wears a white rim."""
     shape: int
     """Index into ``SHAPES``."""
-    start: Array
-    """Where every loop begins and ends, (x, y) as a share of the frame."""
-    phase: float
-    """Angle at which circles begin, radians."""
-    colour: Array
-    """Colour of the object, RGB in [-1, 1] around mid grey before contrast."""
+    home: Array
+    """Where every quarter begins and ends, (x, y) from the centre, in [-1, 1] of ``home_px``."""
+    polarity: int
+    """1 when the object is brighter than the ground, -1 when it is darker."""
     stripe_angle: float
     """Direction of the stripes on the object, radians."""
     background: Array
@@ -102,8 +101,7 @@ class Rendering(NamedTuple):
     clip: npt.NDArray[np.uint8]
     """Frames [T H W 3]."""
     boxes: Array
-    """Left, top, right, bottom of the object [T 4] in pixels. Left and top lie inside the frame; a right or bottom beyond
-    it goes on at the opposite edge."""
+    """Left, top, right, bottom of the object [T 4] in pixels; parts beyond the frame are not seen."""
 
 
 def generator(config: Config, index: int, purpose: int) -> np.random.Generator:
@@ -115,26 +113,21 @@ def generator(config: Config, index: int, purpose: int) -> np.random.Generator:
 def scene(config: Config, index: int) -> Scene:
     """The choices of clip ``index``, a function of the seed and the index alone."""
     draw = generator(config, index, purpose=0)
-    frequencies = draw.integers(-2, 3, (NUM_WAVES, 2))
-    velocity = draw.uniform(1.5, 4.5, (config.num_distractors, 2)) * draw.choice([-1.0, 1.0], (config.num_distractors, 2))
-    hue = draw.uniform(0, 2 * np.pi)
+    velocity = draw.uniform(0.5, 2.0, (config.num_distractors, 2)) * draw.choice([-1.0, 1.0], (config.num_distractors, 2))
+    waves = [draw.integers(-2, 3, (NUM_WAVES, 2)), draw.uniform(0, 2 * np.pi, NUM_WAVES), draw.normal(size=(NUM_WAVES, 3))]
+    distractors = [draw.random((config.num_distractors, 2)), velocity, draw.uniform(-1, 1, (config.num_distractors, 3))]
     return Scene(
-        index=index,
+        number=index,
         motions=tuple(int(motion) for motion in draw.integers(0, config.num_motions, NUM_QUARTERS)),
         marked_quarter=int(draw.integers(NUM_QUARTERS)),
         shape=int(draw.integers(len(SHAPES))),
-        start=draw.random(2, dtype=np.float32),
-        phase=float(draw.uniform(0, 2 * np.pi)),
-        colour=np.cos(hue + np.array([0.0, 2.1, 4.2])).astype(np.float32),
+        home=draw.uniform(-1, 1, 2).astype(np.float32),
+        polarity=int(draw.choice([-1, 1])),
         stripe_angle=float(draw.uniform(0, np.pi)),
-        background=draw.uniform(0.3, 0.4, 3).astype(np.float32),
-        waves=np.column_stack(
-            [frequencies, draw.uniform(0, 2 * np.pi, NUM_WAVES), draw.normal(size=(NUM_WAVES, 3))]
-        ).astype(np.float32),
+        background=draw.uniform(0.45, 0.55, 3).astype(np.float32),
+        waves=np.column_stack(waves).astype(np.float32),
         sway=np.stack([draw.uniform(1, 3, 2), draw.uniform(0, 2 * np.pi, 2)], axis=1).astype(np.float32),
-        distractors=np.column_stack(
-            [draw.random((config.num_distractors, 2)), velocity, draw.uniform(-1, 1, (config.num_distractors, 3))]
-        ).astype(np.float32),
+        distractors=np.column_stack(distractors).astype(np.float32),
     )
 
 
@@ -150,108 +143,19 @@ def labels(drawn: Scene, num_motions: int) -> dict[str, int]:
     }
 
 
-def _loop(motion: int, steps: Array, phase: float, radius: float) -> Array:
-    """Displacement [S 2] along one motion at ``steps`` in [0, 1) of its loop, as a share of the frame."""
-    name = MOTIONS[motion]
-    if name in ("clockwise", "counterclockwise"):
-        turn = np.float32(phase) + (1 if name == "clockwise" else -1) * 2 * np.pi * steps
-        return radius * np.stack([np.cos(turn) - np.cos(phase), np.sin(turn) - np.sin(phase)], axis=1)
-    axis = 0 if name in ("right", "left") else 1
-    sign = 1 if name in ("right", "down") else -1
-    return sign * steps[:, None] * np.eye(2, dtype=np.float32)[axis]
-
-
 def camera(drawn: Scene, config: Config) -> Array:
     """How far the camera has shifted the world [T 2], in pixels."""
     time = np.arange(config.num_frames, dtype=np.float32)[:, None] / config.num_frames
-    return config.camera_px * np.sin(2 * np.pi * drawn.sway[:, 0] * time + drawn.sway[:, 1])
+    return _single(config.camera_px * np.sin(2 * np.pi * drawn.sway[:, 0] * time + drawn.sway[:, 1]))
 
 
 def path(drawn: Scene, config: Config) -> Array:
-    """Centre of the object in every frame [T 2], (x, y) in pixels inside the frame, camera included."""
+    """Centre of the object in every frame [T 2], (x, y) in pixels, camera included."""
     length = config.num_frames // NUM_QUARTERS
-    steps = (np.arange(length, dtype=np.float32) * config.loops_per_quarter / length).astype(np.float32)
-    loops = [_loop(motion, steps, drawn.phase, config.circle_share) for motion in drawn.motions]
-    centre = (drawn.start + np.concatenate(loops)) * config.size_px + camera(drawn, config)
-    return (centre % config.size_px).astype(np.float32)
-
-
-def _window(centre: Array, radius: float, size_px: int) -> tuple[npt.NDArray[np.intp], Array]:
-    """Pixels around the centre [T 2] that a shape of this radius may touch.
-
-    Returns:
-        Columns and rows inside the frame [2 T K], and their signed distance from the centre in pixels [2 T K].
-    """
-    reach = min(int(np.ceil(radius)) + 1, (size_px - 1) // 2)
-    nearest = np.floor(centre).T[:, :, None] + np.arange(-reach, reach + 1, dtype=np.float32)  # [2 T K]
-    offsets = nearest + np.float32(0.5) - centre.T[:, :, None]
-    return nearest.astype(np.intp) % size_px, offsets.astype(np.float32)
-
-
-def _distance(shape: str, offsets: Array, radius: float) -> Array:
-    """Signed distance [T K K] from the outline in pixels, negative inside; rows before columns."""
-    x, y = np.abs(offsets[0])[:, None, :], np.abs(offsets[1])[:, :, None]
-    if shape == "disc":
-        return np.sqrt(x * x + y * y) - np.float32(radius)
-    if shape == "square":
-        return np.maximum(x, y) - np.float32(radius)
-    return (x + y - np.float32(radius)) * np.float32(np.sqrt(0.5))
-
-
-def _blend(pixels: Array, distance: Array, colour: Array) -> Array:
-    """The pixels with ``colour`` over them wherever ``distance`` is negative, one pixel of smooth edge."""
-    cover = np.clip(np.float32(0.5) - distance, 0, 1)[..., None]
-    return pixels + cover * (colour - pixels)
-
-
-def _background(drawn: Scene, config: Config) -> Array:
-    """The pattern behind everything [T H W 3], a sum of plane waves moved exactly by the camera."""
-    pixels = (np.arange(config.size_px, dtype=np.float32) + 0.5)[None] - camera(drawn, config).T[:, :, None]  # [2 T W]
-    angle = 2 * np.pi / config.size_px * pixels[..., None] * drawn.waves[:, :2].T[:, None, None]  # [2 T W waves]
-    angle[0] += drawn.waves[:, 2]
-    rows = np.concatenate([np.cos(angle[1]), -np.sin(angle[1])], axis=-1).astype(np.float32)  # [T H 2*waves]
-    columns = np.concatenate([np.cos(angle[0]), np.sin(angle[0])], axis=-1).astype(np.float32)  # [T W 2*waves]
-    strength = np.tile(drawn.waves[:, 3:], (2, 1)) * np.float32(config.background_texture * np.sqrt(2 / NUM_WAVES))
-    painted = columns.transpose(0, 2, 1)[..., None] * strength[:, None]  # [T 2*waves W 3]
-    pattern = rows @ painted.reshape(config.num_frames, 2 * NUM_WAVES, -1)  # [T H W*3]
-    return pattern.reshape(config.num_frames, config.size_px, config.size_px, 3) + drawn.background
-
-
-def _paint_object(frames: Array, drawn: Scene, config: Config) -> None:
-    """Draw the object with its stripes, and its white rim during the marked quarter."""
-    (columns, rows), offsets = _window(path(drawn, config), config.object_px / 2, config.size_px)
-    place = (np.arange(config.num_frames)[:, None, None], rows[:, :, None], columns[:, None, :])
-    distance = _distance(SHAPES[drawn.shape], offsets, config.object_px / 2)
-    across = np.float32(np.cos(drawn.stripe_angle)) * offsets[0][:, None, :]
-    down = np.float32(np.sin(drawn.stripe_angle)) * offsets[1][:, :, None]
-    stripes = np.float32(config.object_texture) * np.sin(np.float32(4 * np.pi / config.object_px) * (across + down))
-    colour = np.float32(0.35) + np.float32(config.object_contrast) * (1 + np.float32(config.colour_spread) * drawn.colour)
-    pixels = _blend(frames[place], distance, colour + stripes[..., None])
-    length = config.num_frames // NUM_QUARTERS
-    marked = slice(drawn.marked_quarter * length, (drawn.marked_quarter + 1) * length)
-    rim = np.maximum(distance[marked], -distance[marked] - np.float32(config.object_px / 8))
-    pixels[marked] = _blend(pixels[marked], rim, np.ones(3, dtype=np.float32))
-    frames[place] = pixels
-
-
-def _paint_distractors(frames: Array, drawn: Scene, config: Config) -> None:
-    """Draw the small discs, behind the object."""
-    time = np.arange(config.num_frames, dtype=np.float32)[:, None] / config.num_frames
-    for row in drawn.distractors:
-        centre = ((row[:2] + time * row[2:4]) * config.size_px + camera(drawn, config)) % config.size_px
-        (columns, rows), offsets = _window(centre.astype(np.float32), config.distractor_px / 2, config.size_px)
-        place = (np.arange(config.num_frames)[:, None, None], rows[:, :, None], columns[:, None, :])
-        colour = np.float32(0.5) + np.float32(config.distractor_contrast) * row[4:]
-        frames[place] = _blend(frames[place], _distance("disc", offsets, config.distractor_px / 2), colour)
-
-
-def _add_noise(frames: Array, drawn: Scene, config: Config) -> None:
-    """Add grey noise, the sum of two even draws: bell-like, bounded, and exact on every machine."""
-    draw = generator(config, drawn.index, purpose=1)
-    draws = np.frombuffer(draw.bytes(2 * frames[..., 0].size), dtype=np.uint8).reshape(2, *frames.shape[:3])
-    total = draws[0].astype(np.float32) + draws[1]
-    # Two even draws from 0 ... 255 have mean 255 and variance 2 * (256**2 - 1) / 12.
-    frames += ((total - 255) * np.float32(config.noise / np.sqrt((256**2 - 1) / 6)))[..., None]
+    out_and_back = np.sin(np.pi * (np.arange(length) + 0.5) / length)[:, None]
+    legs = np.concatenate([out_and_back * _HEADINGS[motion] for motion in drawn.motions])
+    home = config.size_px / 2 + config.home_px * drawn.home
+    return _single(home + config.travel_px * legs + camera(drawn, config))
 
 
 def render(drawn: Scene, config: Config) -> Rendering:
@@ -259,11 +163,91 @@ def render(drawn: Scene, config: Config) -> Rendering:
     frames = _background(drawn, config)
     _paint_distractors(frames, drawn, config)
     _paint_object(frames, drawn, config)
-    _add_noise(frames, drawn, config)
-    frames *= 255
-    frames += np.float32(0.5)
-    np.clip(frames, 0, 255, out=frames)
-    half = np.float32(config.object_px / 2)
-    corner = (path(drawn, config) - half) % config.size_px
-    boxes = np.concatenate([corner, corner + 2 * half], axis=1).astype(np.float32)
-    return Rendering(frames.astype(np.uint8), boxes)
+    frames += _noise(drawn, config)[:, None]
+    np.clip(frames, 0, 1, out=frames)
+    clip = (frames * np.float32(255) + np.float32(0.5)).astype(np.uint8).transpose(0, 2, 3, 1)
+    centre, half = path(drawn, config), config.object_px / 2
+    return Rendering(np.ascontiguousarray(clip), _single(np.concatenate([centre - half, centre + half], axis=1)))
+
+
+def _single(values: npt.NDArray[np.floating]) -> Array:
+    return values.astype(np.float32)
+
+
+def _noise(drawn: Scene, config: Config) -> Array:
+    """Grey noise [T H W] whose strength is interpolated between a few drawn places in time and space."""
+    draw = generator(config, drawn.number, purpose=1)
+    strength = draw.random(_NOISE_KNOTS, dtype=np.float32) * np.float32(config.noise)
+    shape = (config.num_frames, config.size_px, config.size_px)
+    for axis, length in enumerate(shape):
+        strength = _stretched(strength, axis, length)
+    return _single(strength * draw.standard_normal(shape, dtype=np.float32))
+
+
+def _stretched(values: Array, axis: int, length: int) -> Array:
+    """``values`` interpolated linearly along one axis to ``length`` places, the ends kept."""
+    place = np.linspace(0, values.shape[axis] - 1, length, dtype=np.float32)
+    below = np.minimum(place.astype(np.int64), values.shape[axis] - 2)
+    weight = (place - below).reshape([-1 if at == axis else 1 for at in range(values.ndim)])
+    left, right = np.take(values, below, axis), np.take(values, below + 1, axis)
+    return _single(left + weight * (right - left))
+
+
+def _offsets(centre: Array, size_px: int) -> tuple[Array, Array]:
+    """Distance of every column [T W] and every row [T H] from the centre [T 2], in pixels."""
+    pixels = np.arange(size_px, dtype=np.float32) + np.float32(0.5)
+    return _single(pixels[None] - centre[:, 0, None]), _single(pixels[None] - centre[:, 1, None])
+
+
+def _distance(shape: str, across: Array, down: Array, radius: float) -> Array:
+    """Signed distance [T H W] from the outline in pixels, negative inside."""
+    x, y = np.abs(across)[:, None, :], np.abs(down)[:, :, None]
+    if shape == "disc":
+        return _single(np.sqrt(x * x + y * y) - radius)
+    if shape == "square":
+        return _single(np.maximum(x, y) - radius)
+    return _single((x + y - 1.3 * radius) * np.sqrt(0.5))  # 1.3: about the area of the disc
+
+
+def _background(drawn: Scene, config: Config) -> Array:
+    """The pattern behind everything [T 3 H W], a sum of plane waves moved exactly by the camera."""
+    pixels = (np.arange(config.size_px, dtype=np.float32) + 0.5)[None] - camera(drawn, config).T[:, :, None]  # [2 T W]
+    angle = 2 * np.pi / config.size_px * pixels[..., None] * drawn.waves[:, :2].T[:, None, None]  # [2 T W waves]
+    angle[0] += drawn.waves[:, 2]
+    rows = np.concatenate([np.cos(angle[1]), -np.sin(angle[1])], axis=-1).astype(np.float32)  # [T H 2*waves]
+    columns = np.concatenate([np.cos(angle[0]), np.sin(angle[0])], axis=-1).astype(np.float32)  # [T W 2*waves]
+    strength = np.tile(drawn.waves[:, 3:], (2, 1)) * np.float32(config.background_texture * np.sqrt(2 / NUM_WAVES))
+    weighted = rows[:, None] * strength.T[None, :, None]  # [T 3 H 2*waves]
+    pattern = weighted.reshape(config.num_frames, -1, 2 * NUM_WAVES) @ columns.transpose(0, 2, 1)
+    shape = (config.num_frames, 3, config.size_px, config.size_px)
+    return _single(pattern.reshape(shape) + drawn.background[:, None, None])
+
+
+def _paint(frames: Array, distance: Array, colour: Array) -> None:
+    """Blend ``colour`` (broadcast against [T 3 H W]) over the frames wherever ``distance`` is negative, edges smooth."""
+    cover = np.clip(np.float32(0.5) - distance, 0, 1)[:, None]
+    frames += cover * (colour - frames)
+
+
+def _paint_object(frames: Array, drawn: Scene, config: Config) -> None:
+    """Draw the object with its stripes, and its white rim during the marked quarter."""
+    across, down = _offsets(path(drawn, config), config.size_px)
+    distance = _distance(SHAPES[drawn.shape], across, down, config.object_px / 2)
+    towards = np.cos(drawn.stripe_angle) * across[:, None, :] + np.sin(drawn.stripe_angle) * down[:, :, None]
+    stripes = config.object_texture * np.sin(4 * np.pi / config.object_px * towards)
+    grey = 0.5 + drawn.polarity * config.object_contrast
+    _paint(frames, distance, _single(grey + stripes)[:, None])
+    length = config.num_frames // NUM_QUARTERS
+    marked = slice(drawn.marked_quarter * length, (drawn.marked_quarter + 1) * length)
+    rim = np.maximum(distance[marked], -distance[marked] - np.float32(config.object_px / 8))
+    _paint(frames[marked], rim, np.ones(1, dtype=np.float32))
+
+
+def _paint_distractors(frames: Array, drawn: Scene, config: Config) -> None:
+    """Draw the small discs, behind the object; what leaves on one side comes back on the other."""
+    time = np.arange(config.num_frames, dtype=np.float32)[:, None] / config.num_frames
+    for row in drawn.distractors:
+        centre = (row[:2] + time * row[2:4]) * config.size_px % config.size_px
+        across, down = _offsets(_single(centre), config.size_px)
+        colour = np.float32(0.5) + np.float32(config.distractor_contrast) * row[4:]
+        _paint(frames, _distance("disc", across, down, config.distractor_px / 2), colour[:, None, None])

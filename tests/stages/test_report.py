@@ -46,9 +46,8 @@ def asked() -> Asked:
     return Asked(question, [f"About {EVIL}."], [scored("pretrained", 0.4), scored("untrained", 0.2)], [compared(0.01)], chart)
 
 
-@pytest.fixture
-def page() -> bytes:
-    report = Report(
+def report() -> Report:
+    return Report(
         dataset=EVIL,
         facts=[Fact("Data", EVIL)],
         asked=[asked(), asked()],
@@ -58,7 +57,11 @@ def page() -> bytes:
         quarantine=Quarantine((("corrupt", 1),), ((EVIL, "corrupt", EVIL),), 2),
         titles=TITLES,
     )
-    return render(report)
+
+
+@pytest.fixture
+def page() -> bytes:
+    return render(report())
 
 
 def test_no_name_becomes_markup(page: bytes) -> None:
@@ -86,17 +89,15 @@ def test_the_table_holds_the_accuracies_beside_chance(page: bytes) -> None:
 
 
 def test_the_same_findings_give_the_same_page(page: bytes) -> None:
-    assert "202" not in re.sub(r"base64,\S+", "", page.decode()), "no dates"
-    assert page == page.strip() + b"\n" or page.endswith(b"</html>")
+    assert render(report()) == page
 
 
 def test_the_headline_claims_no_more_than_the_clips_allow() -> None:
     question = asked().question
     scores = [scored("pretrained", 0.4), scored("untrained", 0.2)]
     certain = headline(question, scores, [compared(0.0001)], TITLES)
-    assert certain[0].startswith(
-        f"Asked to name “{EVIL}” among 2 classes, a nearest neighbours on the pretrained encoder is right"
-    )
+    assert certain[0].startswith(f"“{EVIL}”, 2 classes: ")
+    assert "(nearest neighbours) names 40.0 % of 30 test clips rightly (95 % interval 20.0 to 60.0 %)" in certain[0]
     assert certain[1] == "Same encoder, untrained: 20.0 %, below the pretrained encoder, and not by chance (p < 0.001)."
     assert "Not told apart" in headline(question, scores, [compared(0.2)], TITLES)[1]
     assert ", above the pretrained encoder" in headline(question, scores, [compared(0.01, difference=-0.2)], TITLES)[1]

@@ -15,6 +15,7 @@ from stages.storage.workspace import Workspace
 
 NUM_FRAMES, SIZE_PX = 32, 32
 DIRECTIONS = ("left", "right")
+TWO_STEPS = {"num_steps": 2, "batch_clips": 2, "learning_rate": 1e-3, "log_every_steps": 1, "checkpoint_every_steps": 1}
 
 
 def moving_square(index: int, num_frames: int) -> np.ndarray:
@@ -60,23 +61,28 @@ def snapshot(workspace: Workspace, num_shards: int = 3, per_shard: int = 5) -> A
     return dataset.snapshot(config=Config(), fingerprint="f" * 16, counts=counts)
 
 
-def evaluate_inputs(workspace: Workspace, target: str = "fsq_codes") -> Mapping[str, Artifact]:
+def evaluate_inputs(workspace: Workspace) -> Mapping[str, Artifact]:
     """Everything that an evaluation reads, trained for two steps."""
-    steps = {"num_steps": 2, "batch_clips": 2, "learning_rate": 1e-3, "log_every_steps": 1, "checkpoint_every_steps": 1}
     shard = snapshot(workspace)
     network = {"top_k": 0.5, "base_channels": 8, "channel_multipliers": [1, 1], "stem_patch_px": 8, "scorer_channels": 8}
     network |= {"num_res_blocks": 1, "levels": [5, 4, 3]}
-    tokenizing = {"model": network, "size_px": SIZE_PX, "optimization": steps, "num_preview_windows": 2}
+    tokenizing = {"model": network, "size_px": SIZE_PX, "optimization": TWO_STEPS, "num_preview_windows": 2}
     words = tokenizer.run(tokenizer.Config.model_validate(tokenizing), {"shard": shard}, workspace).artifact
     views = precompute.Config.model_validate({"views": {"num_frames": NUM_FRAMES, "size_px": SIZE_PX}})
     targets = precompute.run(views, {"shard": shard, "tokenizer": words}, workspace).artifact
-    pretraining = {
+    made = {"shard": shard, "precompute": targets, "tokenizer": words}
+    return {**made, "pretrain": pretrained(workspace, made, target="fsq_codes")}
+
+
+def pretrained(workspace: Workspace, inputs: Mapping[str, Artifact], target: str) -> Artifact:
+    """A pretraining towards one target."""
+    config = {
         "model": {"encoder": {"width": 16, "depth": 2, "num_heads": 2}, "decoder": {"width": 16, "depth": 1, "num_heads": 2}},
         "encoder_masking": {"name": "tube", "ratio": 0.75},
         "decoder_masking": "priority",
         "target": target,
-        "optimization": steps,
+        "optimization": TWO_STEPS,
         "exclude": {"split": "test"},
     }
-    encoder = pretrain.run(pretrain.Config.model_validate(pretraining), {"shard": shard, "precompute": targets}, workspace)
-    return {"shard": shard, "pretrain": encoder.artifact, "precompute": targets, "tokenizer": words}
+    needed = {stage: inputs[stage] for stage in pretrain.INPUTS}
+    return pretrain.run(pretrain.Config.model_validate(config), needed, workspace).artifact
