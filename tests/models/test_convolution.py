@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from models.convolution import Enlarge, ResidualBlock, Scorer, Shrink, Stage, down, normalisation, up
+from models.convolution import Enlarge, ResidualBlock, Scorer, Shrink, Stage, convolution, down, initialise, normalisation, up
 
 STAGES = [Stage(4, shrink_t=2, shrink_px=2), Stage(8, shrink_t=1, shrink_px=2), Stage(8, shrink_t=1, shrink_px=2)]
 
@@ -53,3 +53,9 @@ def test_scorer_features_of_a_slot_depend_on_its_frames_alone():
     difference = (scorer(clip) - scorer(changed)).abs().amax(dim=(0, 1, 3, 4))
     assert difference[0] == difference[2] == 0
     assert difference[1] > 0
+
+
+def test_starting_weights_keep_the_size_of_a_signal():
+    torch.manual_seed(0)
+    layer = convolution(32, 64).apply(initialise)
+    assert layer(torch.randn(1, 32, 4, 8, 8))[..., 1:-1, 1:-1, 1:-1].std().item() == pytest.approx(1, rel=0.1)
