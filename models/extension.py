@@ -6,6 +6,7 @@ Nothing is registered and nothing is imported until it is named.
 
 import importlib
 import pkgutil
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, SerializeAsAny
@@ -27,8 +28,11 @@ def load(package: str, value: Any) -> Any:
     """
     if isinstance(value, Config):
         return value
+    known = names(package)
+    if not isinstance(value, str | Mapping):
+        raise ValueError(f"{value!r} is neither a name in {package} nor a mapping with one; known: {', '.join(known)}")
     fields = {"name": value} if isinstance(value, str) else dict(value)
-    name, known = fields.get("name"), names(package)
+    name = fields.get("name")
     if name not in known:
         raise ValueError(f"unknown name {name!r} in {package}; known: {', '.join(known)}")
     return importlib.import_module(f"{package}.{name}").Config.model_validate(fields)

@@ -104,7 +104,7 @@ def _run(
     verbose: _Verbose = False,
 ) -> None:
     """Run a recipe: all five stages, or some. What is there already is reused, and nothing is written for it."""
-    with _reporting(verbose):
+    with reporting(verbose):
         from pipeline.execution import execute
 
         request = _request(recipe, overlay, source, overrides)
@@ -123,7 +123,7 @@ def _stage_command(stage: str) -> Callable[..., None]:
         as_json: _Json = False,
         verbose: _Verbose = False,
     ) -> None:
-        with _reporting(verbose):
+        with reporting(verbose):
             from pipeline.execution import execute
 
             request = _request(recipe, overlay, source, overrides)
@@ -148,7 +148,7 @@ def _status(
     A stage's fingerprint is made of its configuration and the digests of its inputs. Deleting one artifact reruns that
     stage; stages that read it run again only if it comes out differently.
     """
-    with _reporting(verbose):
+    with reporting(verbose):
         from pipeline.inspection import show_status
 
         request = _request(recipe, overlay, source, overrides) if recipe else None
@@ -157,7 +157,7 @@ def _status(
 
 def _verify(root: _Root = "workspace", as_json: _Json = False, verbose: _Verbose = False) -> None:
     """Read every file of every artifact and compare it with its recorded sha256. Exit code 1 when something is damaged."""
-    with _reporting(verbose):
+    with reporting(verbose):
         from pipeline.inspection import show_damage
 
         whole = show_damage(root=root, as_json=as_json)
@@ -176,7 +176,7 @@ def _recipes(
     verbose: _Verbose = False,
 ) -> None:
     """List the recipes and overlays that come with the project, or print a recipe as it resolves, every default spelled out."""
-    with _reporting(verbose):
+    with reporting(verbose):
         if recipe:
             loaded = _request(recipe, overlay, source, overrides).load()
             sys.stdout.write(json.dumps(loaded.model_dump(mode="json")) + "\n" if as_json else loaded.resolved().decode())
@@ -193,7 +193,7 @@ def _request(recipe: str, overlay: list[str] | None, source: str | None, overrid
 
 
 @contextlib.contextmanager
-def _reporting(verbose: bool) -> Iterator[None]:
+def reporting(verbose: bool) -> Iterator[None]:
     """Turn what was raised on purpose into one message and an exit code: 2 for an error, 130 for an interrupt."""
     logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(levelname)s %(name)s %(message)s")
     try:

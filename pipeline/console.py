@@ -1,11 +1,11 @@
-"""What a person sees of a run: bars while a stage works, one line when it is through, and the table of a plan.
+"""What a person sees of a run: bars while a stage works, and one line when it is through.
 
 Bars go to stderr and only where that is a terminal. Lines go wherever the caller says: to stdout, or to stderr where
 stdout carries JSON.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TextIO
 
 from rich.console import Console
@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from pipeline.plan import Action, Step
 from pipeline.recipe import Recipe
 from pipeline.runner import Report
+from pipeline.wording import duration
 from stages.storage.artifact import Artifact
 
 _FATE = ("inputs", "committed", "quarantined", "pending")
@@ -94,32 +95,6 @@ def line(report: Report) -> str:
     parts += [f"{name} {value:.4g}" for name, value in outcome.metrics.items()]
     parts += [duration(report.duration_s), str(report.artifact.folder)]
     return f"{report.stage:<10}  {report.state:<8}  " + "  |  ".join(parts)
-
-
-def plan_lines(steps: Sequence[Step]) -> list[str]:
-    """A plan as lines of a table: stage, what would happen, fingerprint, why."""
-    return [f"{step.stage:<10}  {step.action:<6}  {step.fingerprint or '-':<16}  {step.reason}" for step in steps]
-
-
-def duration(seconds: float) -> str:
-    """A duration as a person says it: ``4.2 s``, ``3 min 12 s``, ``2 h 5 min``, ``3 d 4 h``."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest} s"
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
-
-
-def size(num_bytes: int) -> str:
-    """A size as a person says it, in powers of 1000."""
-    value = float(num_bytes)
-    for unit in ("B", "kB", "MB", "GB"):
-        if value < 1000:
-            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
-        value /= 1000
-    return f"{value:.1f} TB"
 
 
 def _columns() -> list[SpinnerColumn | TextColumn | BarColumn | MofNCompleteColumn | TimeRemainingColumn]:

@@ -2,6 +2,7 @@
 
 import difflib
 import importlib
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, get_args
@@ -16,18 +17,41 @@ _Location = Sequence[int | str]
 
 def explained(model: type[Config], data: Mapping[str, Any], error: ValidationError) -> list[str]:
     """One line per fault of ``data`` as ``model``, in the order in which they stand."""
-    return [_line(model, data, fault) for fault in error.errors(include_url=False)]
+    faults = error.errors(include_url=False)
+    return [_line(model, data, fault) for fault in faults if not _follows_from_another(fault, faults)]
+
+
+def _follows_from_another(fault: Any, faults: Sequence[Any]) -> bool:
+    """Whether a list is called too short only because what is in it does not fit."""
+    location = fault["loc"]
+    inside = (other["loc"][: len(location)] == location and len(other["loc"]) > len(location) for other in faults)
+    return fault["type"] == "too_short" and any(inside)
 
 
 def _line(model: type[Config], data: Mapping[str, Any], fault: Any) -> str:
     location: _Location = fault["loc"]
-    path = ".".join(str(part) for part in location) or "recipe"
+    path = _path(data, location)
     if fault["type"] == "extra_forbidden":
         return f"{path}: unknown key{_known(model_at(model, data, location[:-1]), str(location[-1]))}"
     if fault["type"] == "missing":
         return f"{path}: missing, and it has no default{_meaning(model_at(model, data, location[:-1]), str(location[-1]))}"
-    message = str(fault["msg"]).removeprefix("Value error, ")
+    message = _in_words_of_yaml(str(fault["msg"]).removeprefix("Value error, "))
     return f"{path}: {message}" if fault["type"] == "value_error" else f"{path}: {message}, not {_short(fault['input'])}"
+
+
+def _path(data: Any, location: _Location) -> str:
+    """``location`` as it is spelled in a recipe, without what the library adds to tell the members of a union apart."""
+    spelled = []
+    for part in location:
+        if isinstance(data, Mapping) or isinstance(part, int):
+            spelled.append(str(part))
+        data = _child(data, part)
+    return ".".join(spelled) or "as a whole"
+
+
+def _in_words_of_yaml(message: str) -> str:
+    message = re.sub(r"valid dictionary or instance of \w+", "mapping", message)
+    return re.sub(r"(valid )?\btuple\b", "list", message, flags=re.IGNORECASE)
 
 
 def _short(value: Any) -> str:

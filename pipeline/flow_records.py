@@ -5,10 +5,10 @@ from collections.abc import Mapping
 
 from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 
-from pipeline.console import duration
 from pipeline.plan import Step, plan
 from pipeline.recipe import Recipe
 from pipeline.runner import Report
+from pipeline.wording import duration
 from stages.storage.artifact import Artifact
 from stages.storage.clips import STAGE as CLIPS
 from stages.storage.clips import Dataset

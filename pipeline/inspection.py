@@ -3,24 +3,26 @@
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline import inventory
-from pipeline.console import duration, plan_lines, size
 from pipeline.inventory import Entry, State
-from pipeline.plan import Step, plan
-from pipeline.recipe import Request
+from pipeline.wording import duration, plan_lines, size
 from stages.storage.workspace import Workspace
+
+if TYPE_CHECKING:
+    from pipeline.plan import Step
+    from pipeline.recipe import Request
 
 _SHOWN_DIGITS = 8
 """How much of an input's fingerprint is shown; the folder's name has all of it."""
 
 
-def show_status(request: Request | None, *, root: str, as_json: bool) -> None:
+def show_status(request: "Request | None", *, root: str, as_json: bool) -> None:
     """Print every artifact below the root and, given a request, what a run of it would do."""
     workspace = Workspace.at(root)
     entries = inventory.entries(workspace)
-    steps = plan(request.load(), workspace) if request else None
+    steps = _plan(request, workspace) if request else None
     if as_json:
         _print_json(
             {
@@ -78,7 +80,13 @@ def _verdict(entry: Entry, faults: Mapping[str, str]) -> list[str]:
     return [f"whole   {entry.stage} {entry.path}"]
 
 
-def _step_record(step: Step) -> dict[str, Any]:
+def _plan(request: "Request", workspace: Workspace) -> "list[Step]":
+    from pipeline.plan import plan  # with all stages, and torch: only when a recipe is asked about
+
+    return plan(request.load(), workspace)
+
+
+def _step_record(step: "Step") -> dict[str, Any]:
     return {"stage": step.stage, "action": step.action.value, "fingerprint": step.fingerprint, "reason": step.reason}
 
 

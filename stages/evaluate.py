@@ -41,7 +41,7 @@ class Config(BaseConfig):
     label: str = "class"
     """The label column that the headline is about."""
     extra_labels: tuple[str, ...] = ()
-    """Further label columns, such as easier ones that show learning sooner."""
+    """Further label columns, such as easier ones that show learning sooner; one that no clip carries is not asked."""
     where: dict[str, str] = Field(default_factory=dict)
     """Only clips with all of these labels are scored, such as ``{core: "1"}``."""
     split_label: str = "split"
@@ -98,7 +98,8 @@ def run(config: Config, inputs: Mapping[str, Artifact], workspace: Workspace) ->
 
 def _make(config: Config, inputs: Mapping[str, Artifact], workspace: Workspace, folder: Path) -> Work:
     scored = scored_clips(clips(inputs["shard"]), config.where, config.labels)
-    questions = [_question(config, scored, label) for label in config.labels]
+    carried = [label for label in config.extra_labels if any(label in clip.labels for clip in scored)]
+    questions = [_question(config, scored, label) for label in (config.label, *carried)]
     shards = _by_shard(scored)
     targets = TargetReader(inputs["precompute"])
     frames = ClipFrames(inputs["shard"])

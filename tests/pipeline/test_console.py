@@ -3,10 +3,11 @@
 import io
 import json
 
-from pipeline.console import Terminal, duration, line, size
+from pipeline.console import Terminal, line
 from pipeline.execution import closing
 from pipeline.recipe import Recipe
 from pipeline.runner import Report
+from pipeline.wording import duration, size
 from stages.storage.artifact import Outcome
 from stages.storage.workspace import Workspace
 from tests.pipeline.conftest import COUNTS, commit_clips

@@ -90,6 +90,28 @@ def test_every_fault_is_named_at_once_and_none_in_the_words_of_the_library() -> 
     assert "pydantic" not in message
 
 
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("pretrain.target=3", "pretrain.target: 3 is neither a name in models.targets nor a mapping with one"),
+        ("pretrain=3", "pretrain: Input should be a mapping, not 3"),
+        ("evaluate.seeds=1", "evaluate.seeds: Input should be a list, not 1"),
+        ("tokenizer.model.top_k=x", "tokenizer.model.top_k: Input should be a valid integer"),
+        ("pretrain.encoder_masking={name: tube, ratio: 1.5}", "pretrain.encoder_masking.ratio: Input should be less than 1"),
+        ("pretrain.decoder_masking={name: priority, top: 0.9, random: 0.4}", "must add up to a share above 0 and at most 1"),
+        ("name=", "name: Input should be a valid string, not None"),
+    ],
+)
+def test_a_value_that_does_not_fit_is_named_in_the_words_of_the_recipe(override: str, message: str) -> None:
+    assert message in refused(override)
+
+
+def test_an_unknown_key_deep_in_a_list_is_the_only_complaint() -> None:
+    message = refused("evaluate.probes=[{name: knn, kk: 1}]")
+    assert "evaluate.probes.0.kk: unknown key; known here: name" in message
+    assert "at least" not in message
+
+
 def test_a_missing_key_says_what_it_means(tmp_path: Path) -> None:
     (tmp_path / "broken.yaml").write_text("name: x\ndescription: y\nprecompute: {views: {}}\nevaluate: {}\n")
     assert "pretrain: missing, and it has no default: Clips and targets to a pretrained encoder." in refused(
