@@ -47,10 +47,12 @@ class MlflowStore:
 
     def __init__(self, root: Path, experiment: str, *, tags: Mapping[str, str], started_ms: int) -> None:
         logging.getLogger("alembic").setLevel(logging.WARNING)
-        uri = os.environ.get("MLFLOW_TRACKING_URI")
-        with _reaching(uri or str(root / DATABASE)):
-            self._client = MlflowClient(tracking_uri=uri or f"sqlite:///{root / DATABASE}")
-            self._experiment = self._found_or_made(experiment, None if uri else (root / ARTIFACTS).as_uri())
+        uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root / DATABASE}"
+        # A server chooses where small files go; a bare database would put them into the folder of whoever calls.
+        location = None if uri.startswith(("http", "databricks")) else (root / ARTIFACTS).as_uri()
+        with _reaching("open the store"):
+            self._client = MlflowClient(tracking_uri=uri)
+            self._experiment = self._found_or_made(experiment, location)
             self._end_orphans()
             owner = {"lvmae.host": socket.gethostname(), "lvmae.pid": str(os.getpid()), "lvmae.root": str(root)}
             self.parent = self._begin(experiment, {**owner, **tags}, started_ms)

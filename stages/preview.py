@@ -1,4 +1,4 @@
-"""A picture of what a tokenizer does to a few windows: original, rebuilt from all tokens, rebuilt from the kept ones, priority."""
+"""A picture of what a tokenizer does to a few windows: original, rebuilt from all and from the kept tokens, and priority."""
 
 import io
 

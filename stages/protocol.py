@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from sklearn.model_selection import GroupKFold
 
 from stages.errors import ConfigError
 from stages.evals import Classes
@@ -126,6 +125,8 @@ def _by_column(clips: Sequence[Clip], split_label: str) -> tuple[Split, ...]:
 
 
 def _by_fold(groups: Classes, folds: int) -> tuple[Split, ...]:
+    from sklearn.model_selection import GroupKFold  # takes seconds, and most commands never split
+
     num_groups = len(np.unique(groups))
     if num_groups < folds:
         raise ConfigError(f"evaluate.folds={folds} needs as many groups; the scored clips have {num_groups}")

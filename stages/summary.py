@@ -43,12 +43,12 @@ class Quarantine(NamedTuple):
 
 def percent(share: float) -> str:
     """A share as a person reads it."""
-    return f"{100 * share:.1f} %"
+    return f"{100 * share:.1f}\N{NO-BREAK SPACE}%"
 
 
 def span(interval: Interval) -> str:
     """An interval of shares as a person reads it."""
-    return f"{100 * interval.low:.1f} to {100 * interval.high:.1f} %"
+    return f"{100 * interval.low:.1f} to {100 * interval.high:.1f}\N{NO-BREAK SPACE}%"
 
 
 def points(difference: float) -> str:

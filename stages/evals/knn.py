@@ -3,7 +3,6 @@
 from typing import Literal
 
 from pydantic import Field
-from sklearn.neighbors import KNeighborsClassifier
 
 from stages.evals import Classes, Features, ProbeConfig, standardised
 
@@ -24,6 +23,8 @@ class Config(ProbeConfig):
 
     def fit_predict(self, features: Features, classes: Classes, *, groups: Classes, test_features: Features) -> Classes:
         """The class with the largest vote; among equal votes the lowest class."""
+        from sklearn.neighbors import KNeighborsClassifier  # takes seconds, and most commands only read the config
+
         train, test = standardised(features, test_features)
         voters = min(self.num_neighbours, len(classes))
         probe = KNeighborsClassifier(voters, weights="distance", metric="cosine", algorithm="brute")

@@ -1,12 +1,13 @@
-"""The linear probe: logistic regression on standardised features, its strength chosen on the training clips alone."""
+"""The linear probe: logistic regression on standardised features, its strength chosen on the training clips alone.
+
+scikit-learn is imported where it is used: it takes seconds, and most commands only read the config.
+"""
 
 from collections.abc import Iterator
 from typing import Annotated, Literal
 
 import numpy as np
 from pydantic import Field
-from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import GroupKFold, StratifiedKFold
 
 from stages.evals import Classes, Features, ProbeConfig, standardised
 
@@ -48,6 +49,8 @@ class Config(ProbeConfig):
         return max(candidates, key=lambda penalty: hits[penalty])  # the first of equals, and they are sorted
 
     def _splits(self, classes: Classes, groups: Classes) -> Iterator[tuple[Classes, Classes]]:
+        from sklearn.model_selection import GroupKFold, StratifiedKFold
+
         num_groups = len(np.unique(groups))
         smallest_class = int(np.unique(classes, return_counts=True)[1].min())
         if num_groups < len(groups) and num_groups > 1:
@@ -59,6 +62,8 @@ class Config(ProbeConfig):
         yield from ((kept, held_out) for kept, held_out in splits if len(np.unique(classes[kept])) > 1)
 
     def _predict(self, penalty: float, features: Features, classes: Classes, test_features: Features) -> Classes:
+        from sklearn.linear_model import LogisticRegression
+
         probe = LogisticRegression(C=penalty, max_iter=self.max_iterations).fit(features, classes)
         predicted: Classes = probe.predict(test_features)
         return predicted

@@ -6,7 +6,7 @@ import subprocess
 import time
 from pathlib import Path
 
-from tests.pipelines import SMOKE, artifact_files, command, lvmae
+from tests.pipelines import ONE_THREAD, SMOKE, artifact_files, command, lvmae
 
 MIDDLE = {
     "shard": "clips/*/index/part-*.parquet",
@@ -25,6 +25,7 @@ def kill_in_the_middle(root: Path, first_unit: str) -> None:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
+        env=ONE_THREAD,
     )
     deadline = time.monotonic() + 300
     while not any(root.glob(first_unit)):

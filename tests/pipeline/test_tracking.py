@@ -82,6 +82,7 @@ def test_a_stage_that_executed_is_a_child_with_all_that_came_of_it(
     assert child.data.tags["lvmae.artifact_uri"] == made["tokenizer"].folder.as_uri()
     assert child.data.params["optimization.num_steps"] == str(experiment.tokenizer.optimization.num_steps)
     assert child.data.metrics.items() >= {"loss": 1.0, "result_psnr_db": 20.0, "count_steps": 3.0, "units_done": 2.0}.items()
+    assert (workspace.root / "mlartifacts" / child.info.run_id / "artifacts" / "manifest.json").exists()
     assert parent.data.tags["prefect.flow_run_id"] == "abc"
     assert parent.data.tags["lvmae.fingerprint.tokenizer"] == made["tokenizer"].fingerprint
 

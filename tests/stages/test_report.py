@@ -28,7 +28,7 @@ class Page(html.parser.HTMLParser):
         self.tags.append((tag, dict(attrs)))
 
     def handle_data(self, data: str) -> None:
-        self.text += data
+        self.text += data.replace("\N{NO-BREAK SPACE}", " ")
 
 
 def scored(features: str, accuracy: float) -> Score:
@@ -95,7 +95,9 @@ def test_the_same_findings_give_the_same_page(page: bytes) -> None:
 def test_the_headline_claims_no_more_than_the_clips_allow() -> None:
     question = asked().question
     scores = [scored("pretrained", 0.4), scored("untrained", 0.2)]
-    certain = headline(question, scores, [compared(0.0001)], TITLES)
+    certain = [
+        sentence.replace("\N{NO-BREAK SPACE}", " ") for sentence in headline(question, scores, [compared(0.0001)], TITLES)
+    ]
     assert certain[0].startswith(f"“{EVIL}”, 2 classes: ")
     assert "(nearest neighbours) names 40.0 % of 30 test clips rightly (95 % interval 20.0 to 60.0 %)" in certain[0]
     assert certain[1] == "Same encoder, untrained: 20.0 %, below the pretrained encoder, and not by chance (p < 0.001)."
@@ -104,7 +106,9 @@ def test_the_headline_claims_no_more_than_the_clips_allow() -> None:
 
 
 def test_numbers_are_written_for_people() -> None:
-    assert (percent(1 / 3), points(-0.05), probability(0.0004), probability(0.5)) == (
-        "33.3 %", "−5.0 points", "p < 0.001", "p = 0.500",
+    written = percent(1 / 3)
+    assert written == "33.3\N{NO-BREAK SPACE}%"
+    assert (points(-0.05), probability(0.0004), probability(0.5)) == (
+        "−5.0 points", "p < 0.001", "p = 0.500",
     )  # fmt: skip
-    assert span(Interval(0.1, 1.0)) == "10.0 to 100.0 %"
+    assert span(Interval(0.1, 1.0)) == "10.0 to 100.0\N{NO-BREAK SPACE}%"

@@ -69,9 +69,7 @@ def test_the_long_label_names_both_ends_and_the_marked_one_its_quarter(drawn: li
 
 
 @pytest.mark.parametrize(("one", "other"), [(0, 3), (0, 1), (1, 2), (2, 3)])
-def test_every_pair_of_directions_in_two_quarters_is_equally_frequent(
-    drawn: list[_scenes.Scene], one: int, other: int
-) -> None:
+def test_every_pair_of_directions_in_two_quarters_is_equally_frequent(drawn: list[_scenes.Scene], one: int, other: int) -> None:
     pairs = [scene.motions[one] * CONFIG.num_motions + scene.motions[other] for scene in drawn]
     assert is_even(np.bincount(pairs, minlength=CONFIG.num_motions**2))
 
