@@ -7,6 +7,8 @@ from place to place and from time to time lies over everything. ``docs/synthetic
 what was measured.
 """
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import NamedTuple, Self
 
 import numpy as np
@@ -20,6 +22,8 @@ Array = npt.NDArray[np.float32]
 MOTIONS = ("right", "left", "down", "up", "right_down", "left_up", "right_up", "left_down")
 """Directions in the order in which ``num_motions`` takes them; each one's opposite is its neighbour."""
 SHAPES = ("disc", "square", "diamond")
+_REACH: Mapping[str, float] = MappingProxyType({"disc": 1.0, "square": 1.0, "diamond": 1.3})
+"""How far a shape reaches, in halves of ``object_px``; 1.3 gives the diamond about the area of the disc."""
 NUM_QUARTERS = 4
 NUM_WAVES = 6
 _HEADINGS = np.array([[1, 0], [-1, 0], [0, 1], [0, -1], [1, 1], [-1, -1], [1, -1], [-1, 1]], dtype=np.float32)
@@ -166,7 +170,7 @@ def render(drawn: Scene, config: Config) -> Rendering:
     frames += _noise(drawn, config)[:, None]
     np.clip(frames, 0, 1, out=frames)
     clip = (frames * np.float32(255) + np.float32(0.5)).astype(np.uint8).transpose(0, 2, 3, 1)
-    centre, half = path(drawn, config), config.object_px / 2
+    centre, half = path(drawn, config), config.object_px / 2 * _REACH[SHAPES[drawn.shape]]
     return Rendering(np.ascontiguousarray(clip), _single(np.concatenate([centre - half, centre + half], axis=1)))
 
 
@@ -206,7 +210,7 @@ def _distance(shape: str, across: Array, down: Array, radius: float) -> Array:
         return _single(np.sqrt(x * x + y * y) - radius)
     if shape == "square":
         return _single(np.maximum(x, y) - radius)
-    return _single((x + y - 1.3 * radius) * np.sqrt(0.5))  # 1.3: about the area of the disc
+    return _single((x + y - _REACH[shape] * radius) * np.sqrt(0.5))
 
 
 def _background(drawn: Scene, config: Config) -> Array:
