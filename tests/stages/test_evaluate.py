@@ -152,8 +152,17 @@ def test_folds_score_the_clips_that_are_asked_for(toy_inputs: Inputs, toy_worksp
 
 
 def test_a_label_that_no_clip_has_fails_before_any_work(toy_inputs: Inputs, toy_workspace: Workspace) -> None:
+    before = listing(toy_workspace.root)
     with pytest.raises(ConfigError, match=r"'verb' is on none .* known label columns: \['class', 'group', 'row', 'split'\]"):
-        evaluate.run(config(extra_labels=["verb"]), toy_inputs, toy_workspace)
+        evaluate.run(config(label="verb"), toy_inputs, toy_workspace)
+    assert listing(toy_workspace.root) == before
+
+
+def test_an_extra_label_that_no_clip_has_is_left_out(toy_inputs: Inputs, toy_workspace: Workspace) -> None:
+    changes = {"extra_labels": ["verb", "row"], "seeds": [0], "probes": ["knn"], "num_pictures": 0}
+    found = evaluate.run(config(**changes), toy_inputs, toy_workspace)
+    labels = json.loads(found.artifact.verified("metrics.json").read_bytes())["labels"]
+    assert [one["label"] for one in labels] == ["class", "row"]
 
 
 @pytest.mark.parametrize(
