@@ -194,7 +194,7 @@ def _losses(module: mae.MaskedAutoencoder, target: Target, batch: Mapping[str, T
     weight = mae.hidden_weight(visible, predict, batch["real"])
     loss = mae.masked_mse(predicted.float(), wanted, weight)
     baseline = mae.masked_mse(wanted.mean(dim=(0, 1), keepdim=True).expand_as(wanted), wanted, weight)
-    return {"loss": loss, "loss_over_variance": loss.detach() / baseline, "counted_share": weight.mean()}
+    return {"loss": loss, "loss_over_variance": loss.detach() / baseline.clamp_min(1e-12), "counted_share": weight.mean()}
 
 
 def _publish(task: Task, module: mae.MaskedAutoencoder, target: Target, history: list[dict[str, float]], folder: Path) -> None:

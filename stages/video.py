@@ -150,6 +150,7 @@ def encode(
     argv = encode_command(
         width_px=width, height_px=height, fps=fps, crf=crf, preset=preset, name=name, binary=ffmpeg_binary(binary)
     )
+    (scratch / name).unlink(missing_ok=True)  # an earlier call's file would pass for this one's
     finished = execute(argv, folder=scratch, timeout_s=_ENCODE_TIMEOUT_S, bounds={}, data=frames.tobytes())
     if finished.exit_code:
         faults = "; ".join(video_log.read_log(finished.log).faults)
