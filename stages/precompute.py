@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -33,10 +33,14 @@ PRODUCTS = ("codes", "priority")
 class Config(BaseConfig):
     """Which views of every clip get targets."""
 
+    EXECUTION: ClassVar[frozenset[str]] = frozenset({"cache_bytes"})
+
     views: ViewConfig
     """Their shape and number."""
     batch_windows: int = 32
     """Windows per forward pass; bounds the memory."""
+    cache_bytes: int = 0
+    """Decoded video to keep in memory; a shard of it spares decoding every clip once per view."""
 
 
 def run(config: Config, inputs: Mapping[str, Artifact], workspace: Workspace) -> Outcome:
@@ -57,7 +61,7 @@ def _make(config: Config, inputs: Mapping[str, Artifact], workspace: Workspace, 
     units = [(ordinal, view) for ordinal in by_shard for view in range(config.views.num_views)]
     missing = [unit for unit in units if not writer.is_committed(*unit)]
     workspace.monitor.begin("precompute", total=len(units), done=len(units) - len(missing))
-    frames = ClipFrames(inputs["shard"])
+    frames = ClipFrames(inputs["shard"], config.cache_bytes)
     for ordinal, view in missing:
         rows, values = _tokenized(config, module, frames, by_shard[ordinal], view)
         first = ordinal * writer.shape.rows_per_shard
