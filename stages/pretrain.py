@@ -17,7 +17,7 @@ from models.extension import extension
 from models.grid import Grid, Patching, patchify
 from models.masking import MaskingConfig
 from models.targets import Target, TargetConfig
-from stages.batches import ClipFrames, Sample, Stream, batches, training_clips
+from stages.batches import ClipFrames, Sample, Stream, training_clips
 from stages.draws import below, generator
 from stages.errors import ConfigError
 from stages.storage import artifact, checkpoints
@@ -26,7 +26,7 @@ from stages.storage.clips import Clip
 from stages.storage.publish import canonical_json, publish_bytes
 from stages.storage.targets import TargetReader
 from stages.storage.workspace import Workspace
-from stages.training import Losses, Optimization, Training, device, train
+from stages.training import Losses, Optimization, Training, device, on_stream, train
 from stages.views import View, ViewConfig, cut, real_tokens
 
 INPUTS = ("shard", "precompute")
@@ -140,17 +140,8 @@ def _training(task: Task, module: mae.MaskedAutoencoder, target: Target, snapsho
     config = task.config
     stream = Stream(training_clips(snapshot, config.exclude), config.seed, functools.partial(sample, task))
 
-    optimization = config.optimization
-    total_steps = optimization.total_steps(stream.num_clips)
-    following = functools.partial(
-        batches,
-        stream,
-        batch_clips=optimization.batch_clips,
-        last_step=total_steps,
-        num_workers=config.num_workers,
-    )
     losses = functools.partial(_losses, module, target.to(device()))
-    return Training(module, losses, following, optimization, total_steps, label="pretrain")
+    return on_stream(stream, module, losses, optimization=config.optimization, num_workers=config.num_workers, label="pretrain")
 
 
 def sample(task: Task, clip: Clip, epoch: int) -> Sample:

@@ -19,7 +19,7 @@ from torch.nn import functional
 from models import tokenizer
 from models.config import Config as BaseConfig
 from stages import preview
-from stages.batches import ClipFrames, Sample, Stream, batches, training_clips
+from stages.batches import ClipFrames, Sample, Stream, training_clips
 from stages.draws import below, generator
 from stages.errors import ConfigError
 from stages.storage import artifact, checkpoints
@@ -27,7 +27,7 @@ from stages.storage.artifact import Artifact, Outcome, Work
 from stages.storage.clips import Clip
 from stages.storage.publish import canonical_json, publish_bytes
 from stages.storage.workspace import Workspace
-from stages.training import Losses, Optimization, Training, device, train
+from stages.training import Losses, Optimization, Training, device, on_stream, train
 from stages.views import View, cut
 
 INPUTS = ("shard",)
@@ -112,17 +112,10 @@ def _sample(config: Config, frames: ClipFrames, clip: Clip, epoch: int) -> Sampl
 
 
 def _training(config: Config, module: tokenizer.AdaptiveTokenizer, stream: Stream) -> Training:
-    optimization = config.optimization
-    total_steps = optimization.total_steps(stream.num_clips)
-    following = functools.partial(
-        batches,
-        stream,
-        batch_clips=optimization.batch_clips,
-        last_step=total_steps,
-        num_workers=config.num_workers,
-    )
     losses = functools.partial(_losses, module)
-    return Training(module, losses, following, optimization, total_steps, label="tokenizer")
+    return on_stream(
+        stream, module, losses, optimization=config.optimization, num_workers=config.num_workers, label="tokenizer"
+    )
 
 
 def _losses(module: tokenizer.AdaptiveTokenizer, batch: Mapping[str, Tensor]) -> Losses:

@@ -1,6 +1,7 @@
 """The loop that both trainings share: AdamW, warm-up and cosine, checkpoints, and a resume that changes no number."""
 
 import dataclasses
+import functools
 import logging
 import math
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from models.config import Config
+from stages.batches import Stream, batches
 from stages.errors import TrainingDiverged
 from stages.progress import Monitor
 from stages.storage import checkpoints
@@ -113,6 +115,23 @@ class Training:
     label: str
 
 
+def on_stream(
+    stream: Stream,
+    module: nn.Module,
+    losses: Callable[[Batch], Losses],
+    *,
+    optimization: Optimization,
+    num_workers: int,
+    label: str,
+) -> Training:
+    """The training of a module on the clips of a stream, for as many steps as ``optimization`` makes of them."""
+    total_steps = optimization.total_steps(stream.num_clips)
+    following = functools.partial(
+        batches, stream, batch_clips=optimization.batch_clips, last_step=total_steps, num_workers=num_workers
+    )
+    return Training(module, losses, following, optimization, total_steps, label)
+
+
 def train(training: Training, *, folder: Path, monitor: Monitor) -> list[dict[str, float]]:
     """Train ``training.module`` in place, from its newest checkpoint if there is one.
 
@@ -132,9 +151,9 @@ def train(training: Training, *, folder: Path, monitor: Monitor) -> list[dict[st
     first_step, history = _resume(training.module, optimizer, folder)
     monitor.begin(training.label, total=training.total_steps, done=first_step)
     pending: list[Losses] = []
-    batches = training.batches(first_step=first_step)
+    following = training.batches(first_step=first_step)
     for step in range(first_step, training.total_steps):
-        pending.append(_step(training, optimizer, next(batches), step))
+        pending.append(_step(training, optimizer, next(following), step))
         monitor.advance()
         if (step + 1) % config.log_every_steps == 0 or step + 1 == training.total_steps:
             history.append(_mean(pending, step + 1))
