@@ -33,8 +33,7 @@ class Checkpoint(NamedTuple):
 def save(folder: Path, checkpoint: Checkpoint) -> None:
     """Write a checkpoint of the artifact in ``folder`` and drop all but the newest two."""
     place = folder / CHECKPOINTS / f"step-{checkpoint.step:08d}"
-    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.tensors.items()}
-    data = safetensors.torch.save(contiguous)
+    data = encode(checkpoint.tensors)
     publish_bytes(place / "state.safetensors", data)
     record = {"step": checkpoint.step, "sha256": sha256_bytes(data), "values": checkpoint.values}
     publish_bytes(place / "state.json", canonical_json(record))

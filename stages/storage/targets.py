@@ -139,6 +139,7 @@ class TargetReader:
         for name in ("targets.zarr/zarr.json", *(f"targets.zarr/{array}/zarr.json" for array in ARRAYS)):
             artifact.verified(name)
         self._group = zarr.open_group(artifact.folder / "targets.zarr", mode="r", zarr_format=3)
+        self._rows_per_shard: int = self.attributes["rows_per_shard"]
         self._units: dict[tuple[int, int], dict[str, npt.NDArray[Any]]] = {}
         parts = [name for name in artifact.manifest.files if name.startswith("views/")]
         rows = [row for name in parts for row in read_table(artifact.verified(name))]
@@ -157,13 +158,13 @@ class TargetReader:
         """
         if (clip_id, view) not in self.views:
             raise ArtifactDamaged(f"{self._artifact.folder}: holds no targets of clip {clip_id} in view {view}")
-        ordinal, slot = divmod(self.views[clip_id, view]["row"], self.attributes["rows_per_shard"])
+        ordinal, slot = divmod(self.views[clip_id, view]["row"], self._rows_per_shard)
         if (ordinal, view) not in self._units:
             self._units[ordinal, view] = self._read_unit(ordinal, view)
         return {name: values[slot] for name, values in self._units[ordinal, view].items()}
 
     def _read_unit(self, ordinal: int, view: int) -> dict[str, npt.NDArray[Any]]:
-        rows = self.attributes["rows_per_shard"]
+        rows = self._rows_per_shard
         unit = {}
         for name in ARRAYS:
             self._artifact.verified(object_name(name, ordinal, view))
