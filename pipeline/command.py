@@ -3,18 +3,16 @@
 The heavy imports (torch, and the stages with it) happen inside the commands, so that help is instant.
 """
 
-import contextlib
 import json
-import logging
 import sys
-import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from pipeline import quarantine
+from pipeline.options import Json, Root, Verbose, reporting
 from pipeline.recipe_files import overlay_names, recipe_names
-from stages.errors import PipelineError
 
 if TYPE_CHECKING:
     from pipeline.recipe import Request
@@ -39,21 +37,21 @@ _Overlays = Annotated[
     list[str] | None, typer.Option("--overlay", metavar="NAME", help="Lay another YAML file over the recipe; repeatable.")
 ]
 _Source = Annotated[
-    str | None, typer.Option("--source", metavar="PATH", help="Folder of videos to take instead of the recipe's source.")
+    str | None,
+    typer.Option(
+        "--source",
+        metavar="PLACE",
+        help="Videos to take instead: a folder, a glob, or s3://bucket/prefix.",
+    ),
 ]
 _Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="A.B=C", help="Change one value of the recipe, spelled as in YAML; repeatable."),
 ]
-_Root = Annotated[
-    str, typer.Option("--root", metavar="PATH", envvar="LVMAE_ROOT", help="Where artifacts lie; made when first needed.")
-]
 _Engine = Annotated[
     Literal["local", "prefect"], typer.Option("--engine", help="Run here, or as a Prefect flow (needs no server).")
 ]
 _Tracking = Annotated[bool, typer.Option("--tracking/--no-tracking", help="Record what is executed in MLflow.")]
-_Json = Annotated[bool, typer.Option("--json", help="Write JSON to stdout, one object per line, and the rest to stderr.")]
-_Verbose = Annotated[bool, typer.Option("--verbose", help="Show log messages, and the traceback of an error.")]
 
 
 def main() -> None:
@@ -79,6 +77,7 @@ def build() -> typer.Typer:
     app.command("status", epilog="Example: lvmae status lvmae --overlay demo --root workspace")(_status)
     app.command("verify", epilog="Example: lvmae verify --root workspace")(_verify)
     app.command("recipes", epilog="Example: lvmae recipes lvmae --overlay demo")(_recipes)
+    app.add_typer(quarantine.build(), name="quarantine")
     return app
 
 
@@ -90,7 +89,7 @@ def _run(
     recipe: _RecipeName,
     overlay: _Overlays = None,
     source: _Source = None,
-    root: _Root = "workspace",
+    root: Root = "workspace",
     overrides: _Overrides = None,
     only: Annotated[
         str | None, typer.Option("--only", metavar="STAGE", help="Run this stage alone; its inputs must be there.")
@@ -100,8 +99,8 @@ def _run(
     ] = None,
     engine: _Engine = "local",
     tracking: _Tracking = True,
-    as_json: _Json = False,
-    verbose: _Verbose = False,
+    as_json: Json = False,
+    verbose: Verbose = False,
 ) -> None:
     """Run a recipe: all five stages, or some. What is there already is reused, and nothing is written for it."""
     with reporting(verbose):
@@ -116,12 +115,12 @@ def _stage_command(stage: str) -> Callable[..., None]:
         recipe: _RecipeName,
         overlay: _Overlays = None,
         source: _Source = None,
-        root: _Root = "workspace",
+        root: Root = "workspace",
         overrides: _Overrides = None,
         engine: _Engine = "local",
         tracking: _Tracking = True,
-        as_json: _Json = False,
-        verbose: _Verbose = False,
+        as_json: Json = False,
+        verbose: Verbose = False,
     ) -> None:
         with reporting(verbose):
             from pipeline.execution import execute
@@ -138,10 +137,10 @@ def _status(
     ] = None,
     overlay: _Overlays = None,
     source: _Source = None,
-    root: _Root = "workspace",
+    root: Root = "workspace",
     overrides: _Overrides = None,
-    as_json: _Json = False,
-    verbose: _Verbose = False,
+    as_json: Json = False,
+    verbose: Verbose = False,
 ) -> None:
     """Show every artifact: its state, what it was made from, size and age; with a recipe, what would run next.
 
@@ -155,7 +154,7 @@ def _status(
         show_status(request, root=root, as_json=as_json)
 
 
-def _verify(root: _Root = "workspace", as_json: _Json = False, verbose: _Verbose = False) -> None:
+def _verify(root: Root = "workspace", as_json: Json = False, verbose: Verbose = False) -> None:
     """Read every file of every artifact and compare it with its recorded sha256. Exit code 1 when something is damaged."""
     with reporting(verbose):
         from pipeline.inspection import show_damage
@@ -172,8 +171,8 @@ def _recipes(
     overlay: _Overlays = None,
     source: _Source = None,
     overrides: _Overrides = None,
-    as_json: _Json = False,
-    verbose: _Verbose = False,
+    as_json: Json = False,
+    verbose: Verbose = False,
 ) -> None:
     """List the recipes and overlays that come with the project, or print a recipe as it resolves, every default spelled out."""
     with reporting(verbose):
@@ -190,19 +189,3 @@ def _request(recipe: str, overlay: list[str] | None, source: str | None, overrid
     from pipeline.recipe import Request
 
     return Request(recipe=recipe, overlays=tuple(overlay or ()), source=source, overrides=tuple(overrides or ()))
-
-
-@contextlib.contextmanager
-def reporting(verbose: bool) -> Iterator[None]:
-    """Turn what was raised on purpose into one message and an exit code: 2 for an error, 130 for an interrupt."""
-    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(levelname)s %(name)s %(message)s")
-    try:
-        yield
-    except PipelineError as error:
-        if verbose:
-            traceback.print_exc()
-        sys.stderr.write(f"error: {error}\n")
-        raise typer.Exit(2) from None
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted: what is committed stays; the same command continues from there\n")
-        raise typer.Exit(130) from None

@@ -18,6 +18,11 @@ from pipeline.wording import duration
 from stages.storage.artifact import Artifact
 
 _FATE = ("inputs", "committed", "quarantined", "pending")
+_SEEN = {
+    "duplicates": "copies of others among them",
+    "gone": "gone from the source, their clips stay",
+    "relabelled": "annotated anew since they were cut, their labels stay (name another dataset to cut them again)",
+}
 
 
 class Terminal:
@@ -92,6 +97,7 @@ def line(report: Report) -> str:
     parts = [f"{outcome.units_done} done, {outcome.units_reused} reused"]
     if all(name in counts for name in _FATE):
         parts.append("{inputs} inputs = {committed} committed + {quarantined} quarantined + {pending} pending".format(**counts))
+    parts += [f"{counts[name]} {meaning}" for name, meaning in _SEEN.items() if counts.get(name)]
     parts += [f"{name} {value:.4g}" for name, value in outcome.metrics.items()]
     parts += [duration(report.duration_s), str(report.artifact.folder)]
     return f"{report.stage:<10}  {report.state:<8}  " + "  |  ".join(parts)

@@ -1,32 +1,29 @@
 """Prefect flows: one for a whole recipe, one per stage. They decide when stages run and show it; never what is done.
 
 A flow runs without any server (Prefect then starts a temporary one within the process), with a local server, and from a
-deployment of ``prefect.yaml``. Repeating a run or one of its tasks repeats no work: the artifacts say what is there.
+deployment of ``prefect.yaml``. Repeating a run or one of its tasks repeats no work: the artifacts say what is there. A stage
+is a task; what it can do in many places at once is tasks too, see ``pipeline/fan_out.py``.
 """
 
+import dataclasses
+import functools
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Sequence
+from typing import Literal
 
-from prefect import Task, flow, runtime, task
-from prefect.cache_policies import NO_CACHE
-from prefect.client.schemas.objects import State, TaskRun
+from prefect import flow, runtime
 
 from pipeline.console import Terminal
+from pipeline.fan_out import OverTasks, as_task, chosen_runners
 from pipeline.flow_records import Publisher
 from pipeline.plan import selected
 from pipeline.recipe import Request
 from pipeline.runner import Observer, Report, Run
 from pipeline.tracking import Tracker
-from stages.errors import PipelineError
-from stages.storage.artifact import Artifact
 from stages.storage.workspace import Workspace
 
 Stage = Literal["shard", "tokenizer", "precompute", "pretrain", "evaluate"]
-
-RETRIES = 2
-RETRY_DELAYS_S = [10.0, 60.0]
 
 _HELP = """{title}
 
@@ -40,11 +37,6 @@ Args:
     overrides: Single values, each spelled section.key=value, such as pretrain.seed=1.
     tracking: Whether what is executed is recorded in MLflow.
 """
-
-
-def is_transient(_: Task[..., Any], __: TaskRun, state: State[Any]) -> bool:
-    """Whether a failed task is worth repeating: the system failed it, and not the recipe, the data or the model."""
-    return isinstance(state.data, OSError) and not isinstance(state.data, PipelineError)
 
 
 def run_name() -> str:
@@ -89,7 +81,7 @@ def _stage_flow(stage: Stage, title: str) -> Callable[..., list[Report]]:
 
 def _run(request: Request, root: str | None, stages: Sequence[str], *, tracking: bool) -> list[Report]:
     """What came of each stage, one task per stage, with everything recorded."""
-    recipe = request.load()
+    recipe, runners = request.load(), chosen_runners()
     place = root or os.environ.get("LVMAE_ROOT", "workspace")
     workspace = Workspace.at(place)
     publisher = Publisher(workspace)
@@ -103,27 +95,11 @@ def _run(request: Request, root: str | None, stages: Sequence[str], *, tracking:
     reports = []
     with run.open():
         for stage in stages:
-            report = _stage_task(run, stage, made)()
+            fanned = dataclasses.replace(run, fan_out=OverTasks(f"{stage}-unit", runners))
+            report = as_task(functools.partial(fanned.stage, stage, made), name=stage)()
             made[stage] = report.artifact
             reports.append(report)
     return reports
-
-
-def _stage_task(run: Run, stage: str, made: Mapping[str, Artifact]) -> Callable[[], Report]:
-    """The task that runs one stage; it takes no argument, for Prefect would copy and record what it is given."""
-
-    def run_stage() -> Report:
-        return run.stage(stage, made)
-
-    decorate = task(
-        name=stage,
-        retries=RETRIES,
-        retry_delay_seconds=RETRY_DELAYS_S,
-        retry_condition_fn=is_transient,
-        cache_policy=NO_CACHE,
-        persist_result=False,
-    )
-    return decorate(run_stage)
 
 
 run_recipe = _whole_flow()

@@ -160,5 +160,4 @@ def _first_step(recipe: Recipe, workspace: Workspace) -> Step:
 
 def newest_snapshot(recipe: Recipe, workspace: Workspace) -> Artifact | None:
     """The newest snapshot of the clips that the recipe's first section describes."""
-    snapshots = Dataset(workspace, shard.dataset_name(recipe.shard)).snapshots()
-    return snapshots[-1] if snapshots else None
+    return Dataset(workspace, shard.dataset_name(recipe.shard)).newest_snapshot()

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from pipeline.plan import STAGES, Step, config_of, pins, step
 from pipeline.recipe import RECORD, Recipe, Request
+from stages.fan_out import FanOut, over_processes
 from stages.progress import Monitor
 from stages.storage.artifact import Artifact, Outcome
 from stages.storage.workspace import Workspace
@@ -72,17 +73,20 @@ class Run:
         recipe: what it came to.
         root: path or URL of the workspace.
         observers: told of everything, in this order.
+        fan_out: where independent pieces of a stage's work run.
     """
 
     request: Request
     recipe: Recipe
     root: str
     observers: Sequence[Observer] = ()
+    fan_out: FanOut = over_processes
 
     @property
     def workspace(self) -> Workspace:
         """The workspace, with this run's monitor and the resolved recipe as the record beside every artifact."""
-        return Workspace.at(self.root, monitor=_Relay(self.observers), records={RECORD: self.recipe.resolved()})
+        records = {RECORD: self.recipe.resolved()}
+        return Workspace.at(self.root, monitor=_Relay(self.observers), records=records, fan_out=self.fan_out)
 
     def pins(self, stages: Sequence[str]) -> dict[str, Artifact]:
         """What ``stages`` read and none of them makes.

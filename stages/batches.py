@@ -1,47 +1,68 @@
 """From clips in tars to batches of tensors: reading, decoding, and the order in which training sees them.
 
-Position ``p`` of a training names one clip of one epoch by arithmetic alone, so a run resumes at any step, with any number
-of workers, on the same clips in the same order.
+Position ``p`` of a training names one clip of one epoch by arithmetic alone, and a rank's share of a batch is a slice of
+positions. So a run resumes at any step, with any number of ranks and workers, on the same global batches in the same order.
 """
 
 import collections
+import multiprocessing
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from stages.draws import shuffled
-from stages.errors import ArtifactMissing
+from stages.errors import ArtifactMissing, ConfigError
+from stages.order import ordered
 from stages.storage.artifact import Artifact
-from stages.storage.clips import Clip, clips, read_clip
-from stages.video import decode
+from stages.storage.index import Clip, Index, read_clip
+from stages.video_decode import Crop, Pixels, decode
 
 Sample = dict[str, Any]
 
+_PRELOADED = ["stages.batches", "stages.storage.targets"]
+"""What every worker imports: read once, by the server that they are forked from."""
+
 
 class ClipFrames:
-    """Decoded clips of a snapshot, the latest of them kept in memory.
+    """Decoded clips of a snapshot.
 
     Args:
         snapshot: where the clips are.
-        cache_bytes: how much decoded video to keep.
+        cache_bytes: how much decoded video to keep in memory, in whole clips; 0 decodes nothing but what is asked for.
     """
 
     def __init__(self, snapshot: Artifact, cache_bytes: int = 0) -> None:
         self._snapshot = snapshot
         self._cache_bytes = cache_bytes
-        self._kept: collections.OrderedDict[str, npt.NDArray[np.uint8]] = collections.OrderedDict()
+        self._kept: collections.OrderedDict[str, Pixels] = collections.OrderedDict()
         self._kept_bytes = 0
 
-    def read(self, clip: Clip) -> npt.NDArray[np.uint8]:
-        """The frames of a clip, ``uint8 [T H W C]``, verified and decoded."""
+    def read(self, clip: Clip, start_frame: int = 0, num_frames: int | None = None, box: Crop | None = None) -> Pixels:
+        """Frames of a clip, RGB ``uint8 [T H W C]``, verified and decoded; not to be written into.
+
+        Args:
+            clip: the clip.
+            start_frame: the first frame wanted.
+            num_frames: frames wanted; ``None``: all to the end.
+            box: the part of every frame that is wanted; ``None``: all of it.
+
+        Raises:
+            ArtifactDamaged: the stored bytes are not those that were indexed, or do not hold these frames.
+        """
+        stop = clip.num_frames if num_frames is None else start_frame + num_frames
+        if not self._cache_bytes:
+            data = read_clip(self._snapshot, clip)
+            return decode(data, start_frame=start_frame, num_frames=stop - start_frame, box=box)
+        y_px, x_px, height_px, width_px = box or (0, 0, clip.height_px, clip.width_px)
+        return self._whole(clip)[start_frame:stop, y_px : y_px + height_px, x_px : x_px + width_px]
+
+    def _whole(self, clip: Clip) -> Pixels:
         if clip.clip_id in self._kept:
             self._kept.move_to_end(clip.clip_id)
             return self._kept[clip.clip_id]
-        frames: npt.NDArray[np.uint8] = decode(read_clip(self._snapshot, clip))
+        frames = decode(read_clip(self._snapshot, clip), num_frames=clip.num_frames)
         self._kept[clip.clip_id] = frames
         self._kept_bytes += frames.nbytes
         while self._kept_bytes > self._cache_bytes and self._kept:
@@ -49,56 +70,147 @@ class ClipFrames:
         return frames
 
 
-def training_clips(snapshot: Artifact, exclude: Mapping[str, str]) -> list[Clip]:
+def training_clips(snapshot: Artifact, exclude: Mapping[str, str]) -> Index:
     """The clips that a training may see: all but those that carry one of the labels in ``exclude``.
 
     Raises:
         ArtifactMissing: nothing is left.
     """
-    kept = [clip for clip in clips(snapshot) if not any(clip.labels.get(key) == value for key, value in exclude.items())]
+    kept = Index(snapshot).without(exclude)
     if not kept:
         raise ArtifactMissing(f"{snapshot.manifest_path}: no clip is left after exclude={dict(exclude)}; shard more videos")
     return kept
 
 
-class Stream(Dataset[Sample]):
-    """The endless training stream as a map from position to sample: every clip once per epoch, each epoch in its own order.
+class Draw(NamedTuple):
+    """What stands at one position of a training."""
+
+    clip: Clip
+    epoch: int
+
+
+class Stream:
+    """The endless training stream: every clip once per epoch, each epoch in its own order.
 
     Args:
         clips: the clips of one epoch.
         seed: seed of the order.
-        sample: makes the sample of a clip in an epoch.
+        sample: makes the sample of a clip in an epoch; sent to the workers, so it holds no more than they need.
     """
 
     def __init__(self, clips: Sequence[Clip], seed: int, sample: Callable[[Clip, int], Sample]) -> None:
         self._clips = clips
         self._seed = seed
-        self._sample = sample
-        self._order: tuple[int, list[int]] = (-1, [])
+        self.sample = sample
 
     @property
     def num_clips(self) -> int:
         """Clips in one epoch."""
         return len(self._clips)
 
+    def draw(self, position: int) -> Draw:
+        """The clip at a position, and its epoch."""
+        epoch, within = divmod(position, len(self._clips))
+        return Draw(self._clips[ordered(within, count=len(self._clips), seed=self._seed, epoch=epoch)], epoch)
+
     def __getitem__(self, position: int) -> Sample:
         """The sample at a position."""
-        epoch, index = divmod(position, len(self._clips))
-        if self._order[0] != epoch:
-            self._order = (epoch, shuffled(len(self._clips), self._seed, "order", epoch))
-        return self._sample(self._clips[self._order[1][index]], epoch)
+        return self.sample(*self.draw(position))
 
 
-def batches(stream: Stream, *, batch_clips: int, last_step: int, num_workers: int, first_step: int) -> Iterator[Sample]:
-    """The batches of steps ``first_step`` up to but not including ``last_step``, tensors stacked along a new first axis."""
-    positions = range(first_step * batch_clips, last_step * batch_clips)
+def batches(
+    stream: Stream,
+    *,
+    batch_clips: int,
+    first_step: int,
+    last_step: int,
+    num_workers: int,
+    rank: int = 0,
+    world_size: int = 1,
+) -> Iterator[Sample]:
+    """A rank's part of the batches of steps ``first_step`` up to but not including ``last_step``.
+
+    Args:
+        stream: the samples.
+        batch_clips: samples of a global batch; each rank gets an equal part of consecutive ones.
+        first_step: the step to begin with.
+        last_step: the step to stop before.
+        num_workers: processes that make samples; 0 makes them in this one.
+        rank: which part.
+        world_size: how many parts.
+
+    Returns:
+        The parts in order, tensors stacked along a new first axis.
+
+    Raises:
+        ConfigError: the batch does not divide into equal parts.
+    """
+    if batch_clips % world_size or not 0 <= rank < world_size:
+        raise ConfigError(f"batch_clips={batch_clips} does not divide among {world_size} ranks, of which {rank} asks")
+    share = batch_clips // world_size
+    first_positions = range(first_step * batch_clips + rank * share, last_step * batch_clips, batch_clips)
+    context = multiprocessing.get_context("forkserver") if num_workers else None
+    if context:
+        context.set_forkserver_preload(_PRELOADED)
     loader: DataLoader[Sample] = DataLoader(
-        stream,
-        sampler=positions,
-        batch_size=batch_clips,
+        _Samples(stream.sample),
+        batch_sampler=_Drawn(stream, first_positions, share),
         num_workers=num_workers,
-        multiprocessing_context="forkserver" if num_workers else None,
+        multiprocessing_context=context,
         generator=torch.Generator(),
         pin_memory=torch.cuda.is_available(),
     )
     return iter(loader)
+
+
+class Loader(Iterator[Sample]):
+    """Batches, and the share of the time that was spent waiting for them.
+
+    Args:
+        batches: where they come from.
+    """
+
+    def __init__(self, batches: Iterator[Sample]) -> None:
+        self._batches = batches
+        self._began_s: float | None = None
+        self._waited_s = 0.0
+
+    def __next__(self) -> Sample:
+        asked_s = time.perf_counter()
+        batch = next(self._batches)
+        if self._began_s is None:
+            self._began_s = time.perf_counter()
+        else:
+            self._waited_s += time.perf_counter() - asked_s
+        return batch
+
+    @property
+    def wait_share(self) -> float:
+        """Time blocked in ``next`` over the time since the first batch, from 0 to 1; 0 before that."""
+        return 0.0 if self._began_s is None else self._waited_s / max(time.perf_counter() - self._began_s, 1e-9)
+
+
+class _Samples(Dataset[Sample]):
+    """What the workers hold: how a sample is made, without the index that says of which clip."""
+
+    def __init__(self, sample: Callable[[Clip, int], Sample]) -> None:
+        self._sample = sample
+
+    def __getitem__(self, draw: Draw) -> Sample:
+        return self._sample(*draw)
+
+
+class _Drawn:
+    """Per batch the draws that it is made of, looked up here and sent to the workers."""
+
+    def __init__(self, stream: Stream, first_positions: range, share: int) -> None:
+        self._stream = stream
+        self._first_positions = first_positions
+        self._share = share
+
+    def __len__(self) -> int:
+        return len(self._first_positions)
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        for first in self._first_positions:
+            yield [self._stream.draw(position) for position in range(first, first + self._share)]

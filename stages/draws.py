@@ -15,12 +15,6 @@ def generator(seed: int, *purpose: str | int) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big", signed=True))
 
 
-def shuffled(count: int, seed: int, *purpose: str | int) -> list[int]:
-    """The numbers below ``count`` in an order drawn for one purpose."""
-    order: list[int] = torch.randperm(count, generator=generator(seed, *purpose)).tolist()
-    return order
-
-
 def below(bound: int, source: torch.Generator) -> int:
     """A number in ``[0, bound)``."""
     return int(torch.randint(bound, (), generator=source))

@@ -64,6 +64,7 @@ class Reason(StrEnum):
     DECODER_CRASH = "decoder_crash"
     LIMIT = "limit"
     DUPLICATE = "duplicate"
+    RENAMED = "renamed"
     CHANGED = "changed"
     MISSING = "missing"
 
@@ -80,3 +81,7 @@ class MediaError(PipelineError, ValueError):
         super().__init__(f"{reason}: {detail}")
         self.reason = reason
         self.detail = detail
+
+    def __reduce__(self) -> tuple[type["MediaError"], tuple[Reason, str]]:
+        """How it travels between processes."""
+        return MediaError, (self.reason, self.detail)

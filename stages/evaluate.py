@@ -23,7 +23,7 @@ from stages.protocol import Question, question, scored_clips
 from stages.report import Report, render
 from stages.storage import artifact
 from stages.storage.artifact import Artifact, Outcome, Work
-from stages.storage.clips import Clip, clips
+from stages.storage.index import Clip, Index
 from stages.storage.publish import publish_bytes
 from stages.storage.targets import TargetReader
 from stages.storage.workspace import Workspace
@@ -31,7 +31,7 @@ from stages.training import device
 from stages.views import cut
 
 INPUTS = ("shard", "pretrain", "precompute", "tokenizer")
-VERSION = 1
+VERSION = 2
 UNTRAINED = "untrained"
 
 
@@ -97,7 +97,7 @@ def run(config: Config, inputs: Mapping[str, Artifact], workspace: Workspace) ->
 
 
 def _make(config: Config, inputs: Mapping[str, Artifact], workspace: Workspace, folder: Path) -> Work:
-    scored = scored_clips(clips(inputs["shard"]), config.where, config.labels)
+    scored = scored_clips(Index(inputs["shard"]), config.where, config.labels)
     carried = [label for label in config.extra_labels if any(label in clip.labels for clip in scored)]
     questions = [_question(config, scored, label) for label in (config.label, *carried)]
     shards = _by_shard(scored)
@@ -192,7 +192,7 @@ def _pictures(
     shown = []
     for clip in chosen:
         view = stored_view(targets.views[clip.clip_id, 0])
-        pixels_seen = cut(frames.read(clip), view, painter.geometry.views.num_frames)
+        pixels_seen = cut(frames, clip, view, painter.geometry.views.num_frames)
         stored = targets.read(clip.clip_id, 0)
         shown.append((clip, painter.paint(pixels_seen, view, codes=stored["codes"], priority=stored["priority"])))
     return shown

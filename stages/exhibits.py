@@ -8,7 +8,7 @@ from stages.judgement import Findings
 from stages.pictures import Picture
 from stages.report import Asked, Shown
 from stages.storage.artifact import Artifact
-from stages.storage.clips import Clip
+from stages.storage.index import Clip
 from stages.summary import headline, percent
 
 _CURVES = {
@@ -42,7 +42,7 @@ def answer(found: Findings, *, number: int, titles: Mapping[str, str]) -> Asked:
 
 def clip_exhibit(picture: Picture, clip: Clip, *, number: int, labels: Sequence[str], num_frames: int) -> Shown:
     """A picture of one clip with its labels and how well it was rebuilt and predicted."""
-    known = ", ".join(f"{label} = {clip.labels[label]}" for label in labels if label in clip.labels)
+    known = ", ".join(f"{label} = {' + '.join(clip.labels[label])}" for label in labels if label in clip.labels)
     quality = f"{clip.num_frames} frames recorded. Tokenizer: {picture.tokenizer_psnr_db:.1f} dB."
     if picture.unexplained_share is not None:
         quality += (

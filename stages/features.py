@@ -24,7 +24,7 @@ from stages.batches import ClipFrames
 from stages.networks import Geometry
 from stages.pixels import FRAMES, PIXELS, pixel_features, pool_time
 from stages.storage import features as store
-from stages.storage.clips import Clip
+from stages.storage.index import Clip
 from stages.views import View, cut
 
 PRETRAINED = "pretrained"
@@ -104,7 +104,7 @@ class Extractor:
 
     def _pixels(self, clip: Clip) -> npt.NDArray[np.uint8]:
         num_frames = self._num_slots(clip) * self.geometry.model.patching.tubelet_frames
-        return cut(self.frames.read(clip), self.views[clip.clip_id], num_frames)
+        return cut(self.frames, clip, self.views[clip.clip_id], num_frames)
 
 
 def missing_shards(folder: Path, shards: Mapping[int, Sequence[Clip]]) -> list[int]:

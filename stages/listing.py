@@ -1,18 +1,28 @@
-"""What a reader found, with identities: the sha256 of every source's bytes, or why there are none to read."""
+"""What a reader lists, with identities: the sha256 of every source's bytes, read only where the last listing does not know it.
+
+A source that is still being written is left for a later run: it must have been untouched for a moment, and stay so while it is
+read.
+"""
 
 import dataclasses
+import hashlib
+import itertools
 import os
-from collections.abc import Callable, Generator, Iterable, Mapping
+import time
+from collections.abc import Callable, Container, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 from typing import TypeVar
 
+from stages import places
 from stages.errors import MediaError, Reason
+from stages.progress import Monitor
 from stages.readers import Source
-from stages.storage.publish import canonical_json, sha256_bytes, sha256_file
-from stages.video import check_file
+from stages.storage.publish import canonical_json, sha256_bytes
+from stages.storage.seen import Seen, Sighting
 
 _AHEAD = 4
+_BATCH = 65_536
+_CHUNK = 256
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -22,49 +32,121 @@ Result = TypeVar("Result")
 class Listed:
     """A source as it was found."""
 
+    source: Source
     source_id: str
-    """sha256 of its bytes; where there are none to read, of its key and the reason."""
-    key: str
-    path: Path
-    labels: Mapping[str, str]
+    """sha256 of its bytes; where there are none to read, of its key and the reason; empty while it is being written."""
     size_bytes: int
-    stamp: tuple[int, ...]
-    """What changes with the file: size, time of change, inode."""
-    fault: MediaError | None
+    stamp: str
+    fault: MediaError | None = None
     """Why its bytes cannot be read."""
+    known: bool = False
+    """Whether the last listing found the same under this key."""
+    relabelled: bool = False
+    """Whether it found the same bytes with another annotation."""
+
+    @property
+    def settled(self) -> bool:
+        """Whether it is not being written."""
+        return bool(self.source_id)
+
+    def sighting(self) -> Sighting:
+        """What is kept of it for the next listing."""
+        source = self.source
+        return Sighting(source.key, self.stamp, annotation(source), self.source_id, self.size_bytes, *source.place)
 
 
-def identify(source: Source) -> Listed:
-    """A source with its identity; reads the whole file."""
-    fault, digest, size_bytes = None, "", 0
-    before = stamp(source.path)
+def identify_all(
+    sources: Iterable[Source], seen: Seen, *, again: Container[str], settle_s: float, num_workers: int, monitor: Monitor
+) -> Iterator[list[Listed]]:
+    """All sources with their identities, in batches, in their order.
+
+    Args:
+        sources: what a reader lists.
+        seen: what the last listing found.
+        again: keys of which the last listing is not believed.
+        settle_s: how long a local file must have been untouched before it is read.
+        num_workers: sources read at a time.
+        monitor: told of every source that is read.
+    """
+    rest = iter(sources)
+    while batch := list(itertools.islice(rest, _BATCH)):
+        stamps = _stamps(batch, num_workers=num_workers)
+        sightings = seen.at([source.key for source in batch])
+        listing = [
+            _known(source, stamp, sighting) if source.key not in again else None
+            for source, stamp, sighting in zip(batch, stamps, sightings, strict=True)
+        ]
+        fresh = [place for place, listed in enumerate(listing) if listed is None]
+        monitor.begin("identify sources", total=len(fresh))
+
+        def read(place: int, batch: Sequence[Source] = batch, stamps: Sequence[str] = stamps) -> Listed:
+            return identify(batch[place], stamps[place], settle_s=settle_s)
+
+        for place, listed in zip(fresh, in_order(read, fresh, num_workers=num_workers), strict=True):
+            listing[place] = listed
+            monitor.advance()
+        yield [listed for listed in listing if listed]
+
+
+def _stamps(batch: Sequence[Source], *, num_workers: int) -> list[str]:
+    chunks = (batch[first : first + _CHUNK] for first in range(0, len(batch), _CHUNK))
+    found = in_order(lambda chunk: [_stamp(source) for source in chunk], chunks, num_workers=num_workers)
+    return [stamp for chunk in found for stamp in chunk]
+
+
+def _stamp(source: Source) -> str:
     try:
-        check_file(source.path)
-        digest, size_bytes = sha256_file(source.path), before[0]
+        return source.stamp or places.stamp(source.place)
+    except MediaError:
+        return ""
+
+
+def _known(source: Source, stamp: str, sighting: Sighting | None) -> Listed | None:
+    if sighting is None or not stamp or sighting.stamp != stamp or sighting.place != source.place:
+        return None
+    same = sighting.annotation == annotation(source)
+    return Listed(source, sighting.source_id, sighting.size_bytes, stamp, known=same, relabelled=not same)
+
+
+def annotation(source: Source) -> str:
+    """A short digest of all that is annotated about a source."""
+    spelled = repr((sorted(source.labels.items()), source.spans))
+    return hashlib.blake2b(spelled.encode(errors="backslashreplace"), digest_size=8).hexdigest()
+
+
+def identify(source: Source, stamp: str, *, settle_s: float) -> Listed:
+    """A source with its identity; reads all of it."""
+    try:
+        _settle(source, settle_s)
+        places.check(source.place)
+        digest, size_bytes = places.digest(source.place)
     except MediaError as error:
-        fault = error
+        return _faulty(source, stamp, error)
     except OSError as error:
-        fault = MediaError(Reason.UNREADABLE, f"cannot be read: {error.strerror}")
-    if fault:
-        digest = sha256_bytes(canonical_json({"key": source.key, "reason": fault.reason}))
-    return Listed(
-        source_id=digest,
-        key=source.key,
-        path=source.path,
-        labels=source.labels,
-        size_bytes=size_bytes,
-        stamp=before,
-        fault=fault,
-    )
+        if places.is_remote(source.place.url):
+            raise  # the store is away, and with it everything else
+        return _faulty(source, stamp, MediaError(Reason.UNREADABLE, f"cannot be read: {error.strerror}"))
+    if places.stamp(source.place) != stamp:
+        return Listed(source, "", 0, stamp)
+    return Listed(source, digest, size_bytes, stamp)
 
 
-def stamp(path: Path) -> tuple[int, ...]:
-    """What changes when a file does, or nothing when it is not there."""
+def _faulty(source: Source, stamp: str, fault: MediaError) -> Listed:
+    digest = sha256_bytes(canonical_json({"key": source.key, "reason": fault.reason}))
+    return Listed(source, digest, 0, stamp, fault=fault)
+
+
+def _settle(source: Source, settle_s: float) -> None:
+    """Wait until a local file has been untouched for a while; whether it was touched meanwhile shows in its stamp."""
+    if settle_s <= 0 or places.is_remote(source.place.url):
+        return
     try:
-        status = os.lstat(path)
+        status = os.lstat(source.place.url)
     except OSError:
-        return ()
-    return status.st_size, status.st_mtime_ns, status.st_ino
+        return
+    age_s = time.time() - max(status.st_mtime, status.st_ctime)
+    if 0 <= age_s < settle_s:
+        time.sleep(settle_s - age_s)
 
 
 def in_order(function: Callable[[Item], Result], items: Iterable[Item], *, num_workers: int) -> Generator[Result]:

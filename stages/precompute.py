@@ -18,14 +18,14 @@ from stages.errors import ArtifactMissing, ConfigError
 from stages.networks import load_tokenizer
 from stages.storage import artifact
 from stages.storage.artifact import Artifact, Outcome, Work
-from stages.storage.clips import Clip, clips
+from stages.storage.index import Clip, Index
 from stages.storage.targets import Shape, TargetWriter
 from stages.storage.workspace import Workspace
 from stages.training import device
 from stages.views import View, ViewConfig, cut, draw_view
 
 INPUTS = ("shard", "tokenizer")
-VERSION = 1
+VERSION = 2
 PRODUCTS = ("codes", "priority")
 """What this stage stores per token, for maskings and targets to ask for."""
 
@@ -55,7 +55,9 @@ def run(config: Config, inputs: Mapping[str, Artifact], workspace: Workspace) ->
 
 
 def _make(config: Config, inputs: Mapping[str, Artifact], workspace: Workspace, folder: Path) -> Work:
-    by_shard = _by_shard(inputs["shard"])
+    by_shard = Index(inputs["shard"]).by_shard()
+    if not by_shard:
+        raise ArtifactMissing(f"{inputs['shard'].manifest_path}: holds no clip; shard some videos first")
     module = load_tokenizer(inputs["tokenizer"]).to(device())
     writer = _writer(config, module, by_shard, inputs, folder)
     units = [(ordinal, view) for ordinal in by_shard for view in range(config.views.num_views)]
@@ -63,22 +65,13 @@ def _make(config: Config, inputs: Mapping[str, Artifact], workspace: Workspace, 
     workspace.monitor.begin("precompute", total=len(units), done=len(units) - len(missing))
     frames = ClipFrames(inputs["shard"], config.cache_bytes)
     for ordinal, view in missing:
-        rows, values = _tokenized(config, module, frames, by_shard[ordinal], view)
+        rows, values = _tokenized(config, module, frames, list(by_shard[ordinal]), view)
         first = ordinal * writer.shape.rows_per_shard
         placed = [{**row.row(), "row": first + slot} for slot, row in enumerate(rows)]
         writer.write_unit(ordinal, view, values=values, views=placed)
         workspace.monitor.advance()
     counts = {"clips": sum(map(len, by_shard.values())), "views": config.views.num_views}
     return Work(len(missing), len(units) - len(missing), counts)
-
-
-def _by_shard(snapshot: Artifact) -> dict[int, list[Clip]]:
-    by_shard: dict[int, list[Clip]] = {}
-    for clip in clips(snapshot):
-        by_shard.setdefault(clip.ordinal, []).append(clip)
-    if not by_shard:
-        raise ArtifactMissing(f"{snapshot.manifest_path}: holds no clip; shard some videos first")
-    return by_shard
 
 
 def _writer(
@@ -122,7 +115,7 @@ def _tokenized(
     """The view table rows and ``[num_clips, t, h, w]`` values of one unit, clip after clip."""
     rows = [draw_view(clip, number, config.views) for clip in shard]
     found = [
-        tokenize_view(module, cut(frames.read(clip), row, config.views.num_frames), config.batch_windows)
+        tokenize_view(module, cut(frames, clip, row, config.views.num_frames), config.batch_windows)
         for clip, row in zip(shard, rows, strict=True)
     ]
     codes, priority = zip(*found, strict=True)

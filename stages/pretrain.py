@@ -22,7 +22,7 @@ from stages.draws import below, generator
 from stages.errors import ConfigError
 from stages.storage import artifact, checkpoints
 from stages.storage.artifact import Artifact, Outcome, Work
-from stages.storage.clips import Clip
+from stages.storage.index import Clip
 from stages.storage.publish import canonical_json, publish_bytes
 from stages.storage.targets import TargetReader
 from stages.storage.workspace import Workspace
@@ -30,7 +30,7 @@ from stages.training import Losses, Optimization, Training, device, on_stream, t
 from stages.views import View, ViewConfig, cut, real_tokens
 
 INPUTS = ("shard", "precompute")
-VERSION = 1
+VERSION = 2
 
 
 class Config(BaseConfig):
@@ -162,7 +162,7 @@ def sample(task: Task, clip: Clip, epoch: int) -> Sample:
         )
         for role, masking in (("visible", config.encoder_masking), ("predict", config.decoder_masking))
     }
-    pixels = torch.from_numpy(cut(task.frames.read(clip), view, task.views.num_frames))
+    pixels = torch.from_numpy(cut(task.frames, clip, view, task.views.num_frames))
     patches = patchify(rearrange(pixels, "T H W C -> 1 C T H W"), config.model.patching)[0]
     return {
         **chosen,

@@ -12,7 +12,7 @@ import numpy as np
 
 from stages.errors import ConfigError
 from stages.evals import Classes
-from stages.storage.clips import Clip
+from stages.storage.index import Clip, Index
 
 
 class Split(NamedTuple):
@@ -60,18 +60,18 @@ class Question:
         return hits / len(self.tested)
 
 
-def scored_clips(clips: Sequence[Clip], where: Mapping[str, str], labels: Sequence[str]) -> list[Clip]:
+def scored_clips(clips: Index, where: Mapping[str, str], labels: Sequence[str]) -> list[Clip]:
     """The clips that carry every value in ``where`` and at least one of the ``labels``, in their order.
 
     Raises:
         ConfigError: there is none.
     """
-    kept = [clip for clip in clips if all(clip.labels.get(key) == value for key, value in where.items())]
-    labelled = [clip for clip in kept if any(label in clip.labels for label in labels)]
+    kept = clips.where(where)
+    labelled = list(kept.having(labels))
     if not labelled:
         raise ConfigError(
             f"evaluate.where={dict(where)} keeps {len(kept)} of {len(clips)} clips and none of them has a label of "
-            f"{list(labels)}; {_known_labels(clips)}"
+            f"{list(labels)}; known label columns: {clips.label_columns()}"
         )
     return labelled
 
@@ -87,15 +87,17 @@ def question(clips: Sequence[Clip], label: str, *, split_label: str, folds: int 
         group_label: the column of clips that must not be torn apart; ``None``: clips of one source belong together.
 
     Raises:
-        ConfigError: a column is missing or has too few values for the split.
+        ConfigError: a column is missing, has too few values for the split, or several on one clip.
     """
-    rows = np.array([row for row, clip in enumerate(clips) if label in clip.labels], dtype=np.int64)
+    rows = np.array([row for row, clip in enumerate(clips) if clip.labels.get(label)], dtype=np.int64)
     asked = [clips[row] for row in rows]
     if not asked:
         raise ConfigError(f"evaluate.label {label!r} is on none of {len(clips)} scored clips; {_known_labels(clips)}")
-    names = tuple(sorted({clip.labels[label] for clip in asked}, key=_natural_order))
+    carried = [str(clip.label(label)) for clip in asked]
+    names = tuple(sorted(set(carried), key=_natural_order))
     groups = _numbered([_group(clip, group_label, required=folds is not None) for clip in asked])
-    classes = np.array([names.index(clip.labels[label]) for clip in asked], dtype=np.int64)
+    numbers = {name: number for number, name in enumerate(names)}
+    classes = np.array([numbers[name] for name in carried], dtype=np.int64)
     splits = _by_column(asked, split_label) if folds is None else _by_fold(groups, folds)
     if any(len(np.unique(classes[split.train])) < 2 for split in splits):
         raise ConfigError(f"evaluate.label {label!r}: the clips to learn from show a single class; a probe needs two or more")
@@ -103,18 +105,17 @@ def question(clips: Sequence[Clip], label: str, *, split_label: str, folds: int 
 
 
 def _group(clip: Clip, group_label: str | None, *, required: bool) -> str:
-    if group_label is None or (group_label not in clip.labels and not required):
-        return clip.source_id
-    if group_label not in clip.labels:
+    group = clip.label(group_label) if group_label else None
+    if group is None and group_label is not None and required:
         raise ConfigError(
             f"evaluate.group_label {group_label!r} is not on clip {clip.clip_id} ({clip.key}); {_known_labels([clip])}; "
             "set evaluate.group_label to null to keep only the clips of one source together"
         )
-    return clip.labels[group_label]
+    return clip.source_id if group is None else group
 
 
 def _by_column(clips: Sequence[Clip], split_label: str) -> tuple[Split, ...]:
-    parts = [clip.labels.get(split_label) for clip in clips]
+    parts = [clip.label(split_label) for clip in clips]
     train, test = (np.flatnonzero([part == name for part in parts]) for name in ("train", "test"))
     if not len(train) or not len(test):
         raise ConfigError(

@@ -12,17 +12,21 @@ from stages.storage.workspace import Workspace
 
 @contextlib.contextmanager
 def scratch_folder(workspace: Workspace, name: str) -> Iterator[Path]:
-    """An empty folder that is gone afterwards; what killed runs left under the same name goes first.
-
-    The caller holds whatever ``name`` stands for against other live runs. A child process that outlived a killed run may still
-    write into its own folder, which is why every run has a fresh one.
-    """
+    """An empty folder of nobody else that is gone afterwards; several may have one under the same name."""
     place = workspace.root / ".scratch" / name
-    shutil.rmtree(place, ignore_errors=True)
     folder = Path(tempfile.mkdtemp(dir=make_folder(place)))
     try:
         yield folder
     finally:
-        shutil.rmtree(place, ignore_errors=True)
-        with contextlib.suppress(OSError):  # another run has a folder there
+        shutil.rmtree(folder, ignore_errors=True)
+        with contextlib.suppress(OSError):  # others have a folder there
+            place.rmdir()
             place.parent.rmdir()
+
+
+def clear_scratch(workspace: Workspace, name: str) -> None:
+    """Remove what killed runs left under a name; the caller holds whatever it stands for against other live runs.
+
+    A child process that outlived a killed run may still write into its own folder, which is why every run has a fresh one.
+    """
+    shutil.rmtree(workspace.root / ".scratch" / name, ignore_errors=True)

@@ -1,45 +1,45 @@
 """Stage 1: sources to clips, in shards that are fixed before anything is decoded.
 
 Every source that a reader lists is identified by its bytes and planned once; every unit of a plan becomes one shard; every
-source ends as clips or in quarantine. Nothing that is written depends on which source was ready first.
+source ends as clips or in quarantine. Nothing that is written depends on which source or which unit was ready first.
 """
 
 import contextlib
-import dataclasses
-import itertools
-import os
-import tempfile
+import math
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from pydantic import Field, model_validator
 
 from models import config as base
 from models.extension import extension
-from stages import accounts, video
-from stages.errors import MediaError, Reason, SourceMissing
-from stages.listing import Listed, identify, in_order, stamp
-from stages.planning import Entry, Unit, plan_new, units
+from stages import accounts
+from stages.errors import Reason, SourceMissing
+from stages.fan_out import num_cores
+from stages.listing import identify_all
+from stages.planning import Decisions, Found, plan_new, planned_entries
 from stages.readers import ReaderConfig
-from stages.scratch import scratch_folder
+from stages.scratch import clear_scratch
 from stages.storage.artifact import FINGERPRINT_CHARS, Artifact, Outcome, byte_config
-from stages.storage.clips import Dataset, Member
+from stages.storage.clips import SEEN, Dataset
 from stages.storage.publish import canonical_json, sha256_bytes
+from stages.storage.seen import Seen, Sighting
 from stages.storage.workspace import Workspace
+from stages.units import Unit, Whereabouts, make_unit
 from stages.video_command import MAX_SEGMENTS, ClipConfig, Limits
 
 INPUTS: tuple[str, ...] = ()
-VERSION = 1
+VERSION = 2
 
 _NAME_CHARS = 8
-_CLIP_ID_CHARS = 32
 
 
 class Config(base.Config):
     """Where sources come from and what becomes of them."""
 
-    EXECUTION: ClassVar[frozenset[str]] = frozenset({"num_workers", "max_failed_share"})
+    EXECUTION: ClassVar[frozenset[str]] = frozenset(
+        {"num_workers", "max_failed_share", "min_failed", "settle_s", "max_source_bytes"}
+    )
 
     dataset: str | None = Field(default=None, pattern=r"^[A-Za-z0-9_-]+$")
     """What to call the clips; null takes the reader's own name."""
@@ -50,9 +50,15 @@ class Config(base.Config):
     limits: Limits = Limits()
     """What one source may cost."""
     sources_per_shard: int = Field(default=256, gt=0)
-    """Sources whose clips share a tar: the unit of work."""
-    max_failed_share: float = Field(default=0.01, ge=0, le=1)
-    """Share of the sources since the last snapshot, duplicates aside, that may be in quarantine; above it the run fails."""
+    """Sources whose clips share a tar: the unit of work. A source with many annotated spans counts as many."""
+    max_failed_share: float = Field(default=0.5, ge=0, le=1)
+    """Share of the new sources, copies of others aside, that may be in quarantine; above it the run stops."""
+    min_failed: int = Field(default=20, ge=0)
+    """New sources in quarantine that never stop a run, however few sources there are."""
+    settle_s: float = Field(default=2.0, ge=0)
+    """Seconds for which a local file must have been untouched before it is read: a younger one may still be written."""
+    max_source_bytes: int = Field(default=64 << 30, gt=0)
+    """Size of a source that is not a local file, for it is copied before it is read."""
     num_workers: int | None = Field(default=None, gt=0)
     """Sources read at a time; null takes the processor cores that this process may use."""
 
@@ -64,15 +70,6 @@ class Config(base.Config):
                 f"{MAX_SEGMENTS} clips from one source; lower the one or raise the other"
             )
         return self
-
-
-@dataclasses.dataclass(frozen=True)
-class Made:
-    """What became of one source: a cut, or a fault."""
-
-    entry: Entry
-    cut: video.Cut | None = None
-    fault: MediaError | None = None
 
 
 def dataset_name(config: Config) -> str:
@@ -87,133 +84,138 @@ def run(config: Config, inputs: Mapping[str, Artifact], workspace: Workspace) ->
     Raises:
         SourceMissing: there is no source, or none that makes a clip.
         TooManyFailures: more sources are in quarantine than the recipe allows; all of them are recorded.
+        ArtifactBusy: another live run makes the same dataset.
     """
     dataset = Dataset(workspace, dataset_name(config))
     with workspace.lock("shard", dataset.name):
         dataset.sweep()
-        listing = _list(config, workspace)
-        plan_new(dataset, listing, sources_per_shard=config.sources_per_shard)
-        planned = units(dataset)
-        unfinished = [unit for unit in planned if not dataset.is_committed(unit.ordinal)]
-        _make(unfinished, listing, config=config, dataset=dataset)
-        accounts.check_failures(dataset, max_failed_share=config.max_failed_share)
-        counts = accounts.counts(dataset, planned)
-        if not counts["clips"]:
-            raise SourceMissing(f"{dataset.folder}: none of {counts['inputs']} sources makes a clip; see its quarantine")
-        artifact = dataset.snapshot(config=config, fingerprint=_fingerprint(config, dataset), counts=counts)
-    done = len(unfinished)
-    return Outcome(artifact=artifact, units_done=done, units_reused=len(planned) - done, counts=counts)
+        clear_scratch(workspace, dataset.name)
+        found = _look(config, dataset)
+        unfinished = [ordinal for ordinal in range(dataset.num_units()) if not dataset.is_committed(ordinal)]
+        _make(unfinished, found.seen, config=config, dataset=dataset)
+        artifact = _accept(config, dataset)
+    counts = _with_deferred(artifact.manifest.counts, found)
+    return Outcome(artifact, units_done=len(unfinished), units_reused=dataset.num_units() - len(unfinished), counts=counts)
 
 
-def _list(config: Config, workspace: Workspace) -> list[Listed]:
-    """Every source there is, by key, with its identity."""
-    sources = sorted(config.source.sources(workspace), key=lambda source: str(source.key))
-    if not sources:
+def _look(config: Config, dataset: Dataset) -> Found:
+    """What the reader lists, with a plan for all of it that is new."""
+    earlier = Seen.load(dataset.folder / SEEN)
+    decisions = Decisions.of(dataset)
+    listing = identify_all(
+        config.source.sources(dataset.workspace),
+        earlier,
+        again=decisions.keys(),
+        settle_s=config.settle_s,
+        num_workers=_num_workers(config),
+        monitor=dataset.workspace.monitor,
+    )
+    found = plan_new(dataset, listing, decisions=decisions, earlier=earlier, sources_per_shard=config.sources_per_shard)
+    if not found.num_sources:
         raise SourceMissing(f"no videos in {config.source}; give the place that holds them")
-    workspace.monitor.begin("identify sources", total=len(sources))
-    listing = []
-    for listed in in_order(identify, sources, num_workers=_num_workers(config)):
-        listing.append(listed)
-        workspace.monitor.advance()
-    return listing
+    return found
 
 
-def _make(unfinished: Sequence[Unit], listing: Sequence[Listed], *, config: Config, dataset: Dataset) -> None:
-    """Read the sources of all unfinished units, in parallel, and write one shard after the other."""
+def _make(unfinished: Sequence[int], seen: Seen, *, config: Config, dataset: Dataset) -> None:
+    """Make the units that are not there yet, several at a time, and stop early when too much fails."""
     if not unfinished:
         return
-    entries = [entry for unit in unfinished for entry in unit.entries]
-    monitor = dataset.workspace.monitor
-    monitor.begin("cut clips", total=len(entries))
-    named = {(listed.source_id, listed.key): listed for listed in listing}
-    alike = {listed.source_id: listed for listed in listing}  # moved since it was planned: the same bytes will do
-    keys = {listed.key for listed in listing}
-    with scratch_folder(dataset.workspace, dataset.name) as scratch:
-
-        def read(entry: Entry) -> Made:
-            if entry.reason is not None:
-                return Made(entry, fault=MediaError(Reason(entry.reason), entry.detail))
-            listed = named.get((entry.source_id, entry.key)) or alike.get(entry.source_id)
-            if listed is None:
-                reason = Reason.CHANGED if entry.key in keys else Reason.MISSING
-                return Made(entry, fault=MediaError(reason, "the bytes that were planned are not to be found any more"))
-            return _read(entry, listed, config=config, scratch=scratch)
-
-        with contextlib.closing(in_order(read, entries, num_workers=_num_workers(config))) as results:
-            for unit in unfinished:
-                made = []
-                for result in itertools.islice(results, len(unit.entries)):
-                    made.append(result)
-                    monitor.advance()
-                _write(dataset, unit, made, clip_version=_clip_version(config))
+    workspace = dataset.workspace
+    dataset.check_plans(unfinished)
+    num_new = dataset.num_planned(unfinished)
+    workspace.monitor.begin("cut clips", total=num_new)
+    num_workers = min(_num_workers(config), len(unfinished))
+    num_threads = math.ceil(_num_workers(config) / num_workers)
+    made = workspace.fan_out(
+        make_unit,
+        _units(unfinished, seen, config=config, dataset=dataset, num_threads=num_threads),
+        total=len(unfinished),
+        num_workers=num_workers,
+        ticked=workspace.monitor.advance,
+    )
+    num_faults = 0
+    with contextlib.closing(made):
+        for unit in made:
+            num_faults += unit.faults
+            if num_faults > max(config.min_failed, config.max_failed_share * num_new):
+                _check_failures(config, dataset, num_unfinished=num_new)
+    invisible = set(unfinished).difference(dataset.committed())
+    if invisible:
+        raise OSError(f"{dataset.folder}/units: {len(invisible)} units that were made do not show yet; run again in a moment")
 
 
-def _read(entry: Entry, listed: Listed, *, config: Config, scratch: Path) -> Made:
-    """The clips of one source, provided that it stayed as it was listed until it was read."""
-    with tempfile.TemporaryDirectory(dir=scratch) as folder:
-        try:
-            made = Made(entry, cut=video.cut(listed.path, clip=config.clip, limits=config.limits, scratch=Path(folder)))
-        except MediaError as error:
-            made = Made(entry, fault=error)
-    if stamp(listed.path) != listed.stamp:
-        return Made(entry, fault=MediaError(Reason.CHANGED, "changed or vanished while it was read"))
-    return made
+def _units(unfinished: Sequence[int], seen: Seen, *, config: Config, dataset: Dataset, num_threads: int) -> Iterator[Unit]:
+    for ordinal in unfinished:
+        entries = planned_entries(dataset, ordinal)
+        holders = seen.holders([entry.source_id for entry in entries])
+        lost = [entry.key for entry, found in zip(entries, holders, strict=True) if not found]
+        listed = seen.keys_among(lost) if lost else set()
+        yield Unit(
+            root=dataset.workspace.root,
+            dataset=dataset.name,
+            ordinal=ordinal,
+            whereabouts=tuple(
+                _whereabouts(entry.key, found, listed=entry.key in listed)
+                for entry, found in zip(entries, holders, strict=True)
+            ),
+            clip=config.clip,
+            clip_version=_clip_version(config),
+            limits=config.limits,
+            max_source_bytes=config.max_source_bytes,
+            num_threads=num_threads,
+        )
 
 
-def _write(dataset: Dataset, unit: Unit, made: Sequence[Made], *, clip_version: str) -> None:
-    """Publish one shard: the clips and the fate of every source of the unit."""
-    members = [member for result in made if result.cut for member in _members(result.entry, result.cut, clip_version)]
-    sources = [
-        {
-            "source_id": result.entry.source_id,
-            "key": result.entry.key,
-            "size_bytes": result.entry.size_bytes,
-            "status": "committed" if result.cut else "quarantined",
-            "num_clips": len(result.cut.segments) if result.cut else 0,
-            "num_frames": result.cut.num_frames if result.cut else 0,
-        }
-        for result in made
-    ]
-    quarantine = [
-        {
-            "source_id": result.entry.source_id,
-            "key": result.entry.key,
-            "reason": result.fault.reason.value,
-            "detail": result.fault.detail,
-        }
-        for result in made
-        if result.fault
-    ]
-    dataset.write_shard(unit.ordinal, members, sources=sources, quarantine=quarantine)
+def _whereabouts(key: str, holders: Sequence[Sighting], *, listed: bool) -> Whereabouts:
+    """Where planned bytes lie now: under their key or, if they were moved since, under any other."""
+    if not holders:
+        return Whereabouts(None, "", Reason.CHANGED if listed else Reason.MISSING)
+    first = min(holders, key=lambda sighting: (sighting.key != key, sighting.key))
+    return Whereabouts(first.place, first.stamp)
 
 
-def _members(entry: Entry, cut: video.Cut, clip_version: str) -> Iterator[Member]:
-    for segment in cut.segments:
-        spelled = f"{entry.source_id}|{segment.start_frame}|{segment.num_frames}|{clip_version}"
-        row: dict[str, Any] = {
-            "source_id": entry.source_id,
-            "key": entry.key,
-            "start_frame": segment.start_frame,
-            "num_frames": segment.num_frames,
-            "fps": cut.fps,
-            "width_px": cut.width_px,
-            "height_px": cut.height_px,
-            "labels": dict(entry.labels),
-        }
-        yield Member(clip_id=sha256_bytes(spelled.encode())[:_CLIP_ID_CHARS], video=segment.data, row=row)
+def _accept(config: Config, dataset: Dataset) -> Artifact:
+    """The snapshot of everything that is there: the newest one if nothing was added since it was made."""
+    newest = dataset.newest_snapshot()
+    if newest and not dataset.new_units():
+        return newest
+    _check_failures(config, dataset, num_unfinished=0)
+    counts = accounts.counts(dataset)
+    if not counts["clips"]:
+        raise SourceMissing(
+            f"{dataset.folder}: none of {counts['inputs']} sources makes a clip; `lvmae quarantine list` says why"
+        )
+    return dataset.snapshot(config=config, fingerprint=_fingerprint(config, dataset), counts=counts)
+
+
+def _check_failures(config: Config, dataset: Dataset, *, num_unfinished: int) -> None:
+    faults = accounts.standing_faults(dataset)
+    read = dataset.num_planned(dataset.new_units())
+    accounts.check_failures(
+        dataset,
+        faults,
+        num_new=max(read, num_unfinished),
+        max_failed_share=config.max_failed_share,
+        min_failed=config.min_failed,
+    )
+
+
+def _with_deferred(counts: Mapping[str, int], found: Found) -> dict[str, int]:
+    """The counts of a snapshot, with what this run saw of the sources."""
+    deferred = {name: counts[name] + found.deferred for name in ("inputs", "pending")}
+    return {**counts, **deferred, "gone": found.gone, "relabelled": found.relabelled}
 
 
 def _fingerprint(config: Config, dataset: Dataset) -> str:
     """Short sha256 of the config and of every source that was committed or quarantined."""
-    sources = sorted({row["source_id"] for row in dataset.rows("sources")})
+    sources = sorted(set(dataset.fates(())["source_id"].to_pylist()))
     identity = {"stage": "shard", "version": VERSION, "config": byte_config(config), "sources": sources}
     return sha256_bytes(canonical_json(identity))[:FINGERPRINT_CHARS]
 
 
 def _clip_version(config: Config) -> str:
-    """What two clips of the same frames must share to be the same clip."""
     return sha256_bytes(canonical_json({"version": VERSION, "clip": byte_config(config.clip)}))[:FINGERPRINT_CHARS]
 
 
 def _num_workers(config: Config) -> int:
-    return config.num_workers or len(os.sched_getaffinity(0))
+    return config.num_workers or num_cores()

@@ -8,7 +8,7 @@ from stages.features import PRETRAINED
 from stages.protocol import Question
 from stages.scoring import Comparison, Interval, Score
 from stages.storage.artifact import Artifact
-from stages.storage.clips import read_table
+from stages.storage.tables import read_table
 
 MAX_NAMED_SOURCES = 50
 

@@ -24,14 +24,14 @@ from stages.draws import below, generator
 from stages.errors import ConfigError
 from stages.storage import artifact, checkpoints
 from stages.storage.artifact import Artifact, Outcome, Work
-from stages.storage.clips import Clip
+from stages.storage.index import Clip
 from stages.storage.publish import canonical_json, publish_bytes
 from stages.storage.workspace import Workspace
 from stages.training import Losses, Optimization, Training, device, on_stream, train
 from stages.views import View, cut
 
 INPUTS = ("shard",)
-VERSION = 1
+VERSION = 2
 
 
 class Config(BaseConfig):
@@ -107,7 +107,7 @@ def _sample(config: Config, frames: ClipFrames, clip: Clip, epoch: int) -> Sampl
     start, y, x = (below(max(0, bound) + 1, source) for bound in spare)
     flip = bool(below(2, source))
     view = View(clip.clip_id, 0, start, y, x, config.size_px, flip, num_real_frames=config.model.window_frames)
-    window = cut(frames.read(clip), view, config.model.window_frames)
+    window = cut(frames, clip, view, config.model.window_frames)
     return {"window": torch.from_numpy(rearrange(window, "T H W C -> C T H W").copy())}
 
 

@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from models.config import Config
-from stages.batches import Stream, batches
+from stages.batches import Loader, Stream, batches
 from stages.errors import TrainingDiverged
 from stages.progress import Monitor
 from stages.storage import checkpoints
@@ -151,13 +151,14 @@ def train(training: Training, *, folder: Path, monitor: Monitor) -> list[dict[st
     first_step, history = _resume(training.module, optimizer, folder)
     monitor.begin(training.label, total=training.total_steps, done=first_step)
     pending: list[Losses] = []
-    following = training.batches(first_step=first_step)
+    following = Loader(training.batches(first_step=first_step))
     for step in range(first_step, training.total_steps):
         pending.append(_step(training, optimizer, next(following), step))
         monitor.advance()
         if (step + 1) % config.log_every_steps == 0 or step + 1 == training.total_steps:
             history.append(_mean(pending, step + 1))
-            monitor.log(step + 1, {name: value for name, value in history[-1].items() if name != "step"})
+            measured = {name: value for name, value in history[-1].items() if name != "step"}
+            monitor.log(step + 1, {**measured, "data_wait_share": following.wait_share})  # a time: no part of the history
             pending = []
         if (step + 1) % config.checkpoint_every_steps == 0:
             checkpoints.save(folder, _checkpoint(training.module, optimizer, step + 1, history))

@@ -1,50 +1,69 @@
 """Video files to clips and back: one ffmpeg pass per source, and PyAV for the clips that come of it.
 
-A source is decoded, made progressive, upright and square in its pixels, scaled, and cut into H.264 segments, all in one
-child process under limits. Clips are addressed by frame order, never by timestamps.
+A source is decoded, made progressive, upright and square in its pixels, scaled, brought into one colour space, and cut into
+segments, all in one child process under limits. Where only spans of it are wanted, the same pass cuts them all. Clips are
+addressed by frame order, never by timestamps.
 """
 
 import contextlib
-import io
 import math
-import os
-import resource
-import stat
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import av
-import av.error
-import av.video.reformatter
 import numpy as np
 import numpy.typing as npt
 
 from stages import video_log
-from stages.errors import ArtifactDamaged, ConfigError, MediaError, Reason
-from stages.video_command import (
-    FALLBACK_FPS,
-    FRAME_TABLE,
-    ClipConfig,
-    Limits,
-    copy_command,
-    cut_command,
-    encode_command,
-    ffmpeg_binary,
-)
+from stages.errors import ConfigError, MediaError, Reason
+from stages.places import Place, check
+from stages.video_command import ClipConfig, Limits, encode_command, ffmpeg_binary, segment_names
+from stages.video_motion import motion_file
+from stages.video_pass import Job, Pass, read
 from stages.video_process import execute
+from stages.video_windows import WHOLE, windows_of
 
 _ENCODE_TIMEOUT_S = 600.0
-_FILE_BYTES = 1 << 32
 
 
 class Segment(NamedTuple):
     """One clip of a source."""
 
+    span: int
+    """Which of the spans that were asked for; 0 for the whole."""
     start_frame: int
+    """Its first frame within the span, counted in frames of the clips."""
+    start_s: float
+    """When that frame is shown in the source, from where its container starts."""
     num_frames: int
-    data: bytes
-    """An mp4 file."""
+    video: Path
+    """An mp4 file in the scratch folder, complete."""
+    motion: bytes | None
+    """Its motion vectors as an .npy file, see :mod:`stages.video_motion`; none if they are not wanted."""
+
+
+class Probe(NamedTuple):
+    """What reading a source showed of it."""
+
+    container: str
+    codec: str
+    pixel_format: str
+    width_px: int
+    height_px: int
+    """Size as it is stored, before rotation and pixel shape."""
+    rotation_deg: int
+    fps: float
+    duration_s: float
+    """As the container claims, or as was read where it claims nothing."""
+    num_frames: int
+    """Frames that were read, those between spans included."""
+    variable_rate: bool
+    interlaced: bool
+    transfer: str
+    """How numbers mean brightness, in ffmpeg's words: ``bt709``, ``smpte2084`` ...; empty if the source does not say."""
+    decode_errors: int
+    """Frames that failed to decode or came out damaged; more than 0 only under the policy ``tolerant``."""
 
 
 class Cut(NamedTuple):
@@ -53,88 +72,57 @@ class Cut(NamedTuple):
     segments: tuple[Segment, ...]
     num_frames: int
     """Frames after resampling, those of a dropped tail included."""
+    short_spans: int
+    """Spans that gave nothing: beyond the end of the source, empty, or with too few frames."""
     fps: float
     width_px: int
     height_px: int
+    """Rate and size of the clips."""
+    probe: Probe
 
 
-def cut(path: Path, *, clip: ClipConfig, limits: Limits, scratch: Path, binary: Path | None = None) -> Cut:
-    """The clips of a source: segments of exactly ``num_frames``, and the rest if it has at least ``min_frames``.
+def cut(
+    path: Path,
+    *,
+    spans: Sequence[tuple[float, float]] | None = None,
+    clip: ClipConfig,
+    limits: Limits,
+    scratch: Path,
+    binary: Path | None = None,
+) -> Cut:
+    """The clips of a source or of its spans: of exactly ``length_frames`` each, and the rest if it has ``min_frames``.
 
     Args:
         path: the source, absolute.
+        spans: start and end in seconds of the parts to cut, which may overlap, in any order; none cuts all of it.
         clip: what a clip is.
         limits: what the source may cost.
-        scratch: an empty folder of the caller's, who removes it afterwards.
+        scratch: an empty folder of the caller's, who takes the segments from it and removes it afterwards.
         binary: the ffmpeg to use; the one that came installed otherwise.
 
     Raises:
         MediaError: the source makes no clip, and why.
     """
-    check_file(path)
-    argv = cut_command(path, clip=clip, limits=limits, binary=ffmpeg_binary(binary))
-    finished = execute(argv, folder=scratch, timeout_s=limits.timeout_s, bounds=_bounds(limits))
-    facts = video_log.read_log(finished.log)
-    video_log.check_end(finished, facts)
-    if facts.sizes_px:
-        video_log.check_size(facts, min_side_px=limits.min_side_px)
-    if finished.exit_code or facts.faults or facts.decode_errors or not facts.encoded:
-        copying = _copied(path, limits=limits, scratch=scratch, binary=binary)
-        raise video_log.diagnosis(facts, copying, head=_head(path))
-    if facts.encoded > limits.max_frames:
-        raise MediaError(Reason.LIMIT, f"more than max_frames={limits.max_frames}")
-    if facts.encoded < clip.min_frames:
-        raise MediaError(Reason.TOO_SHORT, f"{facts.encoded} frames; min_frames={clip.min_frames}")
-    times = video_log.frame_times((scratch / FRAME_TABLE).read_text())
-    video_log.check_times(times, max_duration_s=limits.max_duration_s)
-    if not video_log.keeps_claim(facts, video_log.duration_s(times)):
-        copying = _copied(path, limits=limits, scratch=scratch, binary=binary)
-        if not video_log.keeps_claim(copying, copying.reached_s):  # a longer sound track explains a shorter picture
-            raise video_log.diagnosis(facts, copying, head=_head(path))
-    return _collect(scratch, facts.encoded, times=times, clip=clip)
-
-
-def check_file(path: Path) -> None:
-    """Nothing, when ``path`` is a regular file with something in it.
-
-    Raises:
-        MediaError: it is not, or it is a link: what a link points at may change under its name.
-    """
-    try:
-        status = os.lstat(path)
-    except FileNotFoundError as error:
-        raise MediaError(Reason.MISSING, "there is no such file") from error
-    except OSError as error:
-        raise MediaError(Reason.UNREADABLE, f"cannot be looked at: {error.strerror}") from error
-    if not stat.S_ISREG(status.st_mode):
-        raise MediaError(Reason.NOT_A_FILE, f"an entry of kind {stat.filemode(status.st_mode)[0]!r}, not a regular file")
-    if status.st_size == 0:
-        raise MediaError(Reason.EMPTY, "0 bytes")
-
-
-def decode(data: bytes) -> npt.NDArray[np.uint8]:
-    """The frames [T H W 3] of a clip of our own making, as RGB.
-
-    Only for bytes whose checksum was verified: they are parsed in this process.
-
-    Raises:
-        ArtifactDamaged: they do not hold the frames they claim.
-    """
-    reformatter = av.video.reformatter.VideoReformatter()
-    num_decoded = 0
-    try:
-        with av.open(io.BytesIO(data), format="mp4") as container:
-            stream = container.streams.video[0]
-            frames = np.empty((stream.frames, stream.height, stream.width, 3), dtype=np.uint8)
-            for frame in container.decode(stream):
-                if num_decoded < len(frames):
-                    frames[num_decoded] = reformatter.reformat(frame, format="rgb24").to_ndarray()
-                num_decoded += 1
-    except (av.error.FFmpegError, IndexError) as error:
-        raise ArtifactDamaged(f"a stored clip cannot be decoded: {error}; run `lvmae verify`") from error
-    if num_decoded != len(frames):
-        raise ArtifactDamaged(f"a stored clip holds {num_decoded} frames and claims {len(frames)}; run `lvmae verify`")
-    return frames
+    check(Place(str(path.absolute())))
+    windows = [WHOLE] if spans is None else windows_of(spans, margin_s=clip.margin_s)
+    done = tuple(read(windows, Job(path, clip, limits, scratch, ffmpeg_binary(binary))))
+    segments = sorted(
+        (segment for one in done for segment in _segments(one, clip=clip)),
+        key=lambda segment: (segment.span, segment.start_frame),
+    )
+    if not segments:
+        raise MediaError(Reason.TOO_SHORT, f"none of {len(spans or ())} spans has {clip.min_frames} frames (min_frames)")
+    _, width, height = _look(segments[0].video)
+    probe = _probe(done)
+    return Cut(
+        segments=tuple(segments),
+        num_frames=sum(sum(one.facts.encoded) for one in done),
+        short_spans=len(spans or ()) - len({segment.span for segment in segments} if spans else ()),
+        fps=round((clip.fps or probe.fps) / clip.frame_stride, 6),
+        width_px=width,
+        height_px=height,
+        probe=probe,
+    )
 
 
 def encode(
@@ -158,51 +146,73 @@ def encode(
     return (scratch / name).read_bytes()
 
 
-def _bounds(limits: Limits) -> dict[int, int]:
-    return {
-        resource.RLIMIT_AS: limits.memory_bytes,
-        resource.RLIMIT_CPU: math.ceil(limits.timeout_s),
-        resource.RLIMIT_FSIZE: _FILE_BYTES,
-        resource.RLIMIT_CORE: 0,
-    }
+def _segments(one: Pass, *, clip: ClipConfig) -> Iterator[Segment]:
+    """The clips of one pass as they lie in its folder."""
+    for number, window in enumerate(one.windows):
+        encoded = one.facts.encoded[number]
+        times = [time for time in one.times_us if window.holds(time)]
+        if not clip.fps and encoded != math.ceil(len(times) / clip.frame_stride):
+            raise MediaError(
+                Reason.CORRUPT, f"{encoded} frames came of {len(times)}, every {clip.frame_stride} of which was asked"
+            )
+        for start, path in _held_against(encoded, one.folder, number, length=clip.length_frames):
+            num_frames = min(clip.length_frames, encoded - start)
+            if num_frames >= clip.min_frames:
+                yield Segment(
+                    span=window.span,
+                    start_frame=start,
+                    start_s=_moment_s(times, start, clip=clip, declared_fps=one.facts.declared_fps),
+                    num_frames=num_frames,
+                    video=path,
+                    motion=motion_file(path) if clip.motion_vectors else None,
+                )
 
 
-def _copied(path: Path, *, limits: Limits, scratch: Path, binary: Path | None) -> video_log.Facts:
-    """What a pass shows that only takes the container apart."""
-    folder = scratch / "copying"
-    folder.mkdir()
-    argv = copy_command(path, limits=limits, binary=ffmpeg_binary(binary))
-    finished = execute(argv, folder=folder, timeout_s=limits.timeout_s, bounds=_bounds(limits))
-    facts = video_log.read_log(finished.log)
-    video_log.check_end(finished, facts)
-    return facts
-
-
-def _head(path: Path) -> bytes:
-    with path.open("rb") as file:
-        return file.read(8)
-
-
-def _collect(scratch: Path, num_frames: int, *, times: Sequence[float | None], clip: ClipConfig) -> Cut:
-    """The segments as they lie in ``scratch``, each held against the number of frames it must have."""
-    starts = range(0, num_frames, clip.num_frames)
-    paths = sorted(scratch.glob("[0-9]*.mp4"))
-    lengths = [min(clip.num_frames, num_frames - start) for start in starts]
-    found = [_frames_claimed(path) for path in paths]
+def _held_against(num_frames: int, folder: Path, number: int, *, length: int) -> Iterator[tuple[int, Path]]:
+    """The first frame and the file of every segment of a pass's k-th window, which must have the frames it should have."""
+    starts = range(0, num_frames, length)
+    paths = sorted(folder.glob(segment_names(number) % "*")) if num_frames else []
+    lengths = [min(length, num_frames - start) for start in starts]
+    found = [_look(path)[0] for path in paths]
     if found != lengths:
         raise MediaError(Reason.CORRUPT, f"{num_frames} frames came as segments of {found} instead of {lengths}")
-    segments = [
-        Segment(start_frame=start, num_frames=length, data=path.read_bytes())
-        for start, length, path in zip(starts, lengths, paths, strict=True)
-        if length >= clip.min_frames
-    ]
-    with contextlib.closing(av.open(str(paths[0]))) as container:
-        stream = container.streams.video[0]
-        width, height, rate = stream.width, stream.height, float(stream.average_rate or FALLBACK_FPS)
-    fps = clip.fps or video_log.measured_fps(times, rate)
-    return Cut(segments=tuple(segments), num_frames=num_frames, fps=fps, width_px=width, height_px=height)
+    return zip(starts, paths, strict=True)
 
 
-def _frames_claimed(path: Path) -> int:
+def _moment_s(times_us: Sequence[int | None], start_frame: int, *, clip: ClipConfig, declared_fps: float) -> float:
+    """When the first frame of a clip is shown in the source, given the times of its window's frames."""
+    first = start_frame * clip.frame_stride
+    time_us = None if clip.fps else times_us[first]
+    if time_us is not None:
+        return time_us / 1e6
+    begin_us = times_us[0] if times_us else None
+    return round((begin_us or 0) / 1e6 + first / (clip.fps or declared_fps), 6)
+
+
+def _look(path: Path) -> tuple[int, int, int]:
+    """Frames, width and height that a segment's header states."""
     with contextlib.closing(av.open(str(path))) as container:
-        return int(container.streams.video[0].frames)
+        stream = container.streams.video[0]
+        return int(stream.frames), int(stream.width), int(stream.height)
+
+
+def _probe(done: Sequence[Pass]) -> Probe:
+    facts, times = done[0].facts, [one.times_us for one in done]
+    source = facts.description
+    width, height = facts.sizes_px[0]
+    lasted_s = sum(video_log.duration_s(each) for each in times)
+    return Probe(
+        container=source.container,
+        codec=source.codec,
+        pixel_format=source.pixel_format,
+        width_px=width,
+        height_px=height,
+        rotation_deg=source.rotation_deg,
+        fps=video_log.measured_fps(times, facts.declared_fps),
+        duration_s=facts.claimed_s if facts.claimed_s is not None else round(lasted_s, 6),
+        num_frames=sum(len(each) for each in times),
+        variable_rate=any(video_log.is_variable_rate(each) for each in times),
+        interlaced=source.interlaced,
+        transfer=source.colours.transfer.removeprefix("unknown"),
+        decode_errors=sum(one.bad_frames for one in done),
+    )

@@ -12,12 +12,19 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from stages.errors import MediaError, Reason
+from stages.video_command import FALLBACK_FPS
+from stages.video_description import Description, describe
 from stages.video_process import Finished
+
+DAMAGED_FRAME = b"corrupt decoded frame"
+"""What ffmpeg says of a frame that it had to patch up."""
+EMPTY_OUTPUT = "Nothing was written into output file"
+"""What ffmpeg says at the end of a window that no frame fell into."""
 
 _CONTAINER = re.compile(r"^\[info\]\s+Duration: (\d+:\d\d:[\d.]+), start: (-?[\d.]+)", re.MULTILINE)
 _DECODED = re.compile(r"\bw:(\d+) h:(\d+) pixfmt:\S+ tb:\S+ fr:(\d+)/(\d+)")
 _COUNTS = re.compile(r"\(video\): (\d+) packets read \(\d+ bytes\);(?: (\d+) frames decoded; (\d+) decode errors;)?")
-_ENCODED = re.compile(r"\(video\): (\d+) frames encoded;")
+_ENCODED = re.compile(r"Output stream #(\d+):0 \(video\): (\d+) frames encoded;")
 _REACHED = re.compile(r"\btime=(\d+:\d\d:[\d.]+)")
 _FRAME = re.compile(r"^frame:\d+ +pts:(-?\d+|NOPTS)", re.MULTILINE)
 _FAULT = re.compile(r"^(?:\[[^\]]* @ 0x[0-9a-f]+\] )*\[(?:error|fatal)\] (.+)$", re.MULTILINE)
@@ -30,12 +37,16 @@ _CLAIM_TOLERANCE_S = 0.5
 _CLAIM_TOLERANCE = 0.02
 _GAP_S = 1.0
 _GAP_RATIO = 10.0
+_UNEVEN_S = 0.002
+_UNEVEN_RATIO = 0.1
+_UNEVEN_SHARE = 0.01
+_MICROSECOND_S = 1e-6
 
 _SAID = (
     (Reason.FORMAT_REFUSED, re.compile(r"not on whitelist|no decoder found|Decoder \(codec .* not found")),
     (Reason.NO_VIDEO_STREAM, re.compile(r"matches no streams|does not contain any stream")),
     (Reason.TOO_LARGE, re.compile(r"exceeds specified max pixel|Picture size \d+x\d+ is invalid")),
-    (Reason.LIMIT, re.compile(r"Cannot allocate memory|max_streams")),
+    (Reason.LIMIT, re.compile(r"(?:annot|ould not) allocate memory|max_streams")),
     (Reason.TRUNCATED, re.compile(r"partial file|ended prematurely")),
     (Reason.UNREADABLE, re.compile(r"Error opening input:")),
     (Reason.TIMESTAMPS, re.compile(r"non.monoton|invalid timestamps|time scale")),
@@ -45,15 +56,19 @@ _SAID = (
 
 
 _NO_INDEX = "moov atom not found"
-_BOXES = frozenset({b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide"})
+_UNWRITTEN = "Could not write header"
+BOXES = frozenset({b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide"})
 """What an mp4 or mov file begins with: one without its index was cut off, and anything else was never such a file."""
 
 
 class Facts(NamedTuple):
     """What one pass over a source showed."""
 
+    description: Description
     sizes_px: tuple[tuple[int, int], ...]
     """Every (width, height) that the decoder gave, rotation not yet applied."""
+    declared_fps: float
+    """The rate that the container or the codec states, or what ffmpeg assumes."""
     claimed_s: float | None
     """The duration that the container states."""
     start_s: float
@@ -65,34 +80,38 @@ class Facts(NamedTuple):
     decoded: int
     """Frames of the source."""
     decode_errors: int
-    encoded: int
-    """Frames of the clips, after resampling."""
+    encoded: tuple[int, ...]
+    """Frames of the clips of each window, after resampling."""
     faults: tuple[str, ...]
     """The lines that ffmpeg marked as errors, without those that only repeat it."""
 
 
 def read_log(log: str) -> Facts:
     """What a log at level ``level+verbose`` shows."""
-    sizes = [(int(found[1]), int(found[2])) for found in _DECODED.finditer(log)]
-    container, counts = _CONTAINER.search(log), _last(_COUNTS, log)
-    encoded, reached = _last(_ENCODED, log), _last(_REACHED, log)
+    decoded = list(_DECODED.finditer(log))
+    sizes = [(int(found[1]), int(found[2])) for found in decoded]
+    container, reached = _CONTAINER.search(log), _last(_REACHED, log)
+    counts = max(_COUNTS.finditer(log), key=lambda found: found[2] is not None, default=None)  # others are not decoded
+    encoded = {int(found[1]): int(found[2]) for found in _ENCODED.finditer(log)}
     lines = (_GRAPH.sub("", found[1].strip()) for found in _FAULT.finditer(log))
     return Facts(
+        description=describe(log),
         sizes_px=tuple(dict.fromkeys(sizes)),
+        declared_fps=_rate(decoded[0]) if decoded else FALLBACK_FPS,
         claimed_s=_seconds(container[1]) if container else None,
         start_s=float(container[2]) if container else 0.0,
         reached_s=_seconds(reached[1]) if reached else 0.0,
         packets=int(counts[1]) if counts else 0,
         decoded=int(counts[2] or 0) if counts else 0,
         decode_errors=int(counts[3] or 0) if counts else 0,
-        encoded=int(encoded[1]) if encoded else 0,
+        encoded=tuple(encoded.get(number, 0) for number in range(max(encoded, default=-1) + 1)),
         faults=tuple(dict.fromkeys(line for line in lines if not _ECHO.match(line))),
     )
 
 
-def frame_times(table: str) -> tuple[float | None, ...]:
-    """When each frame of the source is shown, in seconds, from the table that ``print`` of the filter ``metadata`` writes."""
-    return tuple(int(timestamp) / 1e6 if timestamp != "NOPTS" else None for timestamp in _FRAME.findall(table))
+def frame_times_us(table: str) -> tuple[int | None, ...]:
+    """When each frame of the source is shown, from the table that ``print`` of the filter ``metadata`` writes."""
+    return tuple(int(timestamp) if timestamp != "NOPTS" else None for timestamp in _FRAME.findall(table))
 
 
 def check_end(finished: Finished, facts: Facts) -> None:
@@ -125,26 +144,33 @@ def check_size(facts: Facts, *, min_side_px: int) -> None:
         raise MediaError(Reason.CORRUPT, f"the picture changes its size from {facts.sizes_px[0]} to {facts.sizes_px[1]} pixels")
 
 
-def check_times(times: Sequence[float | None], *, max_duration_s: float) -> None:
+def check_times(times_us: Sequence[int | None], *, max_duration_s: float) -> None:
     """Nothing, when frames are shown in order, without a hole, and within the allowed duration.
 
     Raises:
         MediaError: they are not.
     """
-    known = [time for time in times if time is not None]
-    steps = [later - earlier for earlier, later in itertools.pairwise(known)]
-    if steps and min(steps) < 0:
-        raise MediaError(Reason.TIMESTAMPS, f"time goes back by {-min(steps):.3f} s")
-    if steps and max(steps) > max(_GAP_S, _GAP_RATIO * statistics.median(steps)):
-        raise MediaError(Reason.TIMESTAMPS, f"a gap of {max(steps):.3f} s between two frames")
-    if duration_s(times) >= max_duration_s - 1:
+    steps_s = _steps_s(times_us)
+    if steps_s and min(steps_s) < 0:
+        raise MediaError(Reason.TIMESTAMPS, f"time goes back by {-min(steps_s):.3f} s")
+    if steps_s and max(steps_s) > max(_GAP_S, _GAP_RATIO * statistics.median(steps_s)):
+        raise MediaError(Reason.TIMESTAMPS, f"a gap of {max(steps_s):.3f} s between two frames")
+    if duration_s(times_us) >= max_duration_s - 1:
         raise MediaError(Reason.LIMIT, f"longer than max_duration_s={max_duration_s}")
 
 
-def duration_s(times: Sequence[float | None]) -> float:
+def duration_s(times_us: Sequence[int | None]) -> float:
     """From the first frame to the last, in seconds."""
-    known = [time for time in times if time is not None]
-    return known[-1] - known[0] if known else 0.0
+    known = [time for time in times_us if time is not None]
+    return (known[-1] - known[0]) * _MICROSECOND_S if known else 0.0
+
+
+def is_variable_rate(times_us: Sequence[int | None]) -> bool:
+    """Whether more than one step in a hundred differs from the usual one, by more than coarse timestamps explain."""
+    steps_s = _steps_s(times_us)
+    usual = statistics.median(steps_s) if steps_s else 0.0
+    uneven = sum(abs(step - usual) > _UNEVEN_S + _UNEVEN_RATIO * usual for step in steps_s)
+    return uneven > _UNEVEN_SHARE * len(steps_s)
 
 
 def keeps_claim(facts: Facts, reached_s: float) -> bool:
@@ -158,33 +184,53 @@ def keeps_claim(facts: Facts, reached_s: float) -> bool:
     return reached_s + max(facts.start_s, 0.0) >= facts.claimed_s - tolerance_s
 
 
-def diagnosis(decoding: Facts, copying: Facts, *, head: bytes) -> MediaError:
-    """Why a source makes no clip, given what the decoding and the copying pass showed, and its first eight bytes."""
-    if _NO_INDEX in copying.faults and head[4:8] in _BOXES:
+def diagnosis(decoding: Facts, copying: Facts, *, head: bytes, missing_bytes: int) -> MediaError:
+    """Why a source makes no clip.
+
+    Args:
+        decoding: what the decoding pass showed.
+        copying: what the copying pass showed.
+        head: the first eight bytes of the source.
+        missing_bytes: how much longer the boxes of an mp4 or mov file say that it is.
+    """
+    if _NO_INDEX in copying.faults and head[4:8] in BOXES:
         return MediaError(Reason.TRUNCATED, _NO_INDEX)
+    if missing_bytes:
+        return _fault(Reason.TRUNCATED, f"{missing_bytes} bytes are missing", *copying.faults)
     for reason, pattern in _SAID:
         for line in (*copying.faults, *decoding.faults):
             if pattern.search(line):
                 return _fault(reason, line, *copying.faults)
-    if not keeps_claim(copying, copying.reached_s):
+    unwritten = any(_UNWRITTEN in line for line in copying.faults)  # then how far it got says nothing
+    if not unwritten and not keeps_claim(copying, copying.reached_s):
         claim = f"goes to {copying.reached_s:.2f} s where the container claims {copying.claimed_s:.2f} s"
         return _fault(Reason.TRUNCATED, claim, *copying.faults)
-    if copying.packets == 0:
+    if not unwritten and copying.packets == 0:
         return _fault(Reason.NO_FRAMES, "a video stream without frames", *copying.faults)
     return _fault(Reason.CORRUPT, *(copying.faults or decoding.faults[:1] or ("the decoder failed without a word",)))
 
 
-def measured_fps(times: Sequence[float | None], declared: float) -> float:
-    """Frames per second: what is declared where the frame times agree within 2 %, otherwise their mean rate."""
-    span_s = duration_s(times)
-    steps = sum(time is not None for time in times) - 1
-    if span_s <= 0 or abs(declared * span_s - steps) <= 0.02 * steps:
+def measured_fps(passes_us: Sequence[Sequence[int | None]], declared: float) -> float:
+    """Frames per second: what is declared where the frame times of all passes agree within 2 %, otherwise their mean rate."""
+    steps = sum(len(_steps_s(times)) for times in passes_us)
+    lasted_s = sum(duration_s(times) for times in passes_us)
+    if lasted_s <= 0 or abs(declared * lasted_s - steps) <= 0.02 * steps:
         return round(declared, 6)
-    return round(steps / span_s, 6)
+    return round(steps / lasted_s, 6)
+
+
+def _steps_s(times_us: Sequence[int | None]) -> list[float]:
+    known = [time for time in times_us if time is not None]
+    return [(later - earlier) * _MICROSECOND_S for earlier, later in itertools.pairwise(known)]
 
 
 def _fault(reason: Reason, *lines: str) -> MediaError:
     return MediaError(reason, "; ".join(dict.fromkeys(lines))[:_DETAIL_CHARS])
+
+
+def _rate(decoded: re.Match[str]) -> float:
+    frames, seconds = int(decoded[3]), int(decoded[4])
+    return frames / seconds if frames and seconds else FALLBACK_FPS
 
 
 def _last(pattern: re.Pattern[str], log: str) -> re.Match[str] | None:

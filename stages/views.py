@@ -8,16 +8,17 @@ import dataclasses
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from einops import repeat
 
 from models.config import Config
 from models.grid import Grid
 from models.shapes import Bool, Tensor
+from stages.batches import ClipFrames
 from stages.draws import below, generator
 from stages.errors import ConfigError
-from stages.storage.clips import Clip
+from stages.storage.index import Clip
+from stages.video_decode import Crop, Pixels
 
 
 class ViewConfig(Config):
@@ -82,21 +83,23 @@ def draw_view(clip: Clip, number: int, config: ViewConfig) -> View:
     )
 
 
-def cut(frames: npt.NDArray[np.uint8], view: View, num_frames: int) -> npt.NDArray[np.uint8]:
-    """The pixels of a view.
+def cut(frames: ClipFrames, clip: Clip, view: View, num_frames: int) -> Pixels:
+    """The pixels of a view; nothing else of the clip is decoded.
 
     Args:
-        frames: the whole clip, ``uint8 [T H W C]``.
+        frames: decodes clips.
+        clip: the clip of the view.
         view: what to cut.
         num_frames: frames wanted; a shorter clip is looped.
 
     Returns:
         ``uint8 [num_frames size_px size_px C]``.
     """
-    recorded = frames[view.start_frame : view.start_frame + num_frames]
-    looped = recorded[np.arange(num_frames) % len(recorded)]
-    square = looped[:, view.y_px : view.y_px + view.size_px, view.x_px : view.x_px + view.size_px]
-    return np.ascontiguousarray(square[:, :, ::-1] if view.flip else square)
+    recorded = min(num_frames, clip.num_frames - view.start_frame)
+    square = frames.read(clip, view.start_frame, recorded, Crop(view.y_px, view.x_px, view.size_px, view.size_px))
+    turned = square[:, :, ::-1] if view.flip else square
+    looped = turned if recorded == num_frames else turned[np.arange(num_frames) % recorded]
+    return np.ascontiguousarray(looped)
 
 
 def real_tokens(view: View, grid: Grid, tubelet_frames: int) -> Bool[Tensor, " N"]:

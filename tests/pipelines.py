@@ -47,6 +47,10 @@ def listing(root: Path) -> dict[str, tuple[int, str]]:
 
 
 def artifact_files(root: Path) -> dict[str, str]:
-    """The digests of all files that belong to artifacts: everything but MLflow's records."""
+    """The digests of all files that belong to artifacts: everything but MLflow's records and the cache of sightings."""
     outside = ("mlflow.db", "mlartifacts/")
-    return {name: digest for name, (_, digest) in listing(root).items() if not name.startswith(outside)}
+    return {
+        name: digest
+        for name, (_, digest) in listing(root).items()
+        if not name.startswith(outside) and not name.endswith("/seen.parquet")
+    }

@@ -1,28 +1,61 @@
-"""Readers: where sources come from. One file per kind, named as in a recipe.
-
-A reader lists sources and opens none of them: their bytes are hostile until the shard stage has made clips of them.
-"""
+"""Readers: where sources come from. A file in this folder is a reader, and its name is the name in the YAML."""
 
 import dataclasses
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
-from pathlib import Path
+from typing import NamedTuple
 
 from models.config import Config
+from stages.places import Place
 from stages.storage.workspace import Workspace
+
+Labels = Mapping[str, tuple[str, ...]]
+"""Values by column: one for a single label, several for a multi-label. ``class``, ``split`` and ``group`` have a meaning for
+evaluation; data sets of actions on things have ``verb`` and ``noun``."""
+
+
+class Box(NamedTuple):
+    """One annotated box at one moment."""
+
+    time_s: float
+    """From the start of the source."""
+    left: float
+    top: float
+    right: float
+    bottom: float
+    """Edges as shares of width and height, from 0 to 1."""
+    track: str
+    """Whom or what it follows from moment to moment; empty if that is unknown."""
+    labels: tuple[str, ...]
+    """Its classes."""
+
+
+class Span(NamedTuple):
+    """A part of a source that becomes clips of its own."""
+
+    native_id: str
+    """What the annotation calls it."""
+    start_s: float
+    end_s: float
+    labels: Labels
+    boxes: tuple[Box, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """One video file that was found."""
+    """One video that was found."""
 
     key: str
     """Its name below the reader's root, with slashes: what the index calls it."""
-    path: Path
-    """Where it lies, absolute."""
-    labels: Mapping[str, str]
-    """Everything that is annotated about it, column by column, as written: class, split, group ..."""
+    place: Place
+    """Where its bytes lie."""
+    labels: Labels = dataclasses.field(default_factory=dict)
+    """What is annotated about all of it, column by column, as written: class, split, group ..."""
+    spans: tuple[Span, ...] | None = None
+    """The parts to cut; null cuts all of it."""
+    stamp: str = ""
+    """The version of its bytes, where the listing tells it: an object's ETag. Empty asks the place."""
 
 
 class ReaderConfig(Config, ABC):
@@ -34,7 +67,7 @@ class ReaderConfig(Config, ABC):
 
     @abstractmethod
     def sources(self, workspace: Workspace) -> Iterable[Source]:
-        """Every source there is, each key once, in any order.
+        """Every source there is, each key once, in an order that depends on nothing but what is there; may be a generator.
 
         Raises:
             SourceMissing: the place to read from is not there.

@@ -17,9 +17,10 @@ from pydantic import Field
 
 from stages import video
 from stages.listing import in_order
+from stages.places import place_of
 from stages.readers import ReaderConfig, Source, _scenes
 from stages.readers.folder import LABELS_NAME, read_labels
-from stages.scratch import scratch_folder
+from stages.scratch import clear_scratch, scratch_folder
 from stages.storage.artifact import byte_config
 from stages.storage.boxes import write_boxes
 from stages.storage.publish import canonical_json, make_folder, publish_bytes, sha256_bytes, sweep
@@ -75,7 +76,7 @@ class Config(ReaderConfig):
             with workspace.hold(folder):
                 _make(self, folder, workspace)
         labels = read_labels(folder / LABELS_NAME)
-        return [Source(key=key, path=folder / key, labels=columns) for key, columns in labels.items()]
+        return [Source(key=key, place=place_of(folder / key), labels=columns) for key, columns in labels.items()]
 
 
 class Video(NamedTuple):
@@ -121,6 +122,7 @@ def _make(config: Config, folder: Path, workspace: Workspace) -> None:
     sweep(make_folder(folder))
     workspace.monitor.begin("render videos", total=len(wanted))
     boxes = {}
+    clear_scratch(workspace, folder.name)
     with scratch_folder(workspace, folder.name) as scratch:
 
         def make(wish: Video) -> npt.NDArray[np.float32]:

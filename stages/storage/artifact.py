@@ -16,11 +16,20 @@ from pydantic import ValidationError
 
 from models.config import Config
 from stages.errors import ArtifactDamaged, ArtifactMissing
-from stages.storage.publish import canonical_json, publish_bytes, publish_new, sha256_bytes, sha256_file, sweep, sync_tree
+from stages.storage.publish import (
+    canonical_json,
+    publish_bytes,
+    publish_new,
+    sha256_bytes,
+    sha256_file,
+    sweep,
+    sync_folder,
+    sync_tree,
+)
 from stages.storage.workspace import Workspace
 
 MANIFEST = "manifest.json"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 FINGERPRINT_CHARS = 16
 CHECKPOINTS = "checkpoints"
 """The folder of a training stage's checkpoints: working state, removed once the artifact is published."""
@@ -65,6 +74,8 @@ class Manifest(Config):
     records: dict[str, FileRecord]
     """Files that accompany the artifact, such as the resolved recipe: verified, but no part of the digest."""
     versions: dict[str, str]
+    seal: str
+    """sha256 over everything else in the manifest."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,6 +177,7 @@ def produce(
 
 
 def _reused(made: Artifact) -> Outcome:
+    sync_folder(made.folder)  # whoever committed it may have been killed before seeing to its name
     return Outcome(made, units_done=0, units_reused=made.manifest.counts["units"], counts=made.manifest.counts)
 
 
@@ -222,8 +234,8 @@ def read_manifest(path: Path) -> Manifest:
         raise ArtifactDamaged(
             f"{path}: not a manifest ({error.error_count()} faults); delete its folder and run again"
         ) from error
-    if manifest.digest != _digest(manifest.fingerprint, manifest.files):
-        raise ArtifactDamaged(f"{path}: its digest is not that of the files it names; delete its folder and run again")
+    if manifest.seal != _seal(manifest) or manifest.digest != _digest(manifest.fingerprint, manifest.files):
+        raise ArtifactDamaged(f"{path}: its digest is not that of its content; delete its folder and run again")
     return manifest
 
 
@@ -239,7 +251,8 @@ def build_manifest(
     records: Mapping[str, FileRecord],
 ) -> Manifest:
     """The manifest of files that already lie in place."""
-    return Manifest(
+    unsealed = Manifest(
+        seal="",
         schema_version=SCHEMA_VERSION,
         stage=stage,
         fingerprint=name,
@@ -254,6 +267,7 @@ def build_manifest(
         records=dict(sorted(records.items())),
         versions=versions(),
     )
+    return unsealed.model_copy(update={"seal": _seal(unsealed)})
 
 
 def commit(
@@ -310,6 +324,10 @@ def _damage(path: Path, record: FileRecord) -> str | None:
 
 def _digest(name: str, files: Mapping[str, FileRecord]) -> str:
     return sha256_bytes(canonical_json({"fingerprint": name, "files": {key: files[key].sha256 for key in sorted(files)}}))
+
+
+def _seal(manifest: Manifest) -> str:
+    return sha256_bytes(canonical_json(manifest.model_dump(mode="json", exclude={"seal"})))
 
 
 def _is_working_state(spelled: str) -> bool:

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from stages.storage.clips import read_table, write_table
+from stages.storage.tables import read_table, write_table
 
 _SIDES = ("left_px", "top_px", "right_px", "bottom_px")
 

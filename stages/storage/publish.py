@@ -47,11 +47,16 @@ def sync_folder(folder: Path) -> None:
 
 
 def make_folder(folder: Path) -> Path:
-    """``folder``, created with its parents, every new name made durable."""
-    missing = [folder, *folder.parents]
-    missing = [path for path in missing if not path.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
+    """``folder``, created with its parents, every new name made durable before anything is put below it.
+
+    So only the lowest folder that was there already may be new and not yet durable, if its maker was killed: seen to as well.
+    """
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    present = missing[-1].parent if missing else folder
+    with contextlib.suppress(PermissionError):  # above a root that was given: not ours, and durable
+        sync_folder(present.parent)
     for path in reversed(missing):
+        path.mkdir(exist_ok=True)
         sync_folder(path.parent)
     return folder
 
@@ -78,8 +83,9 @@ def publishing(path: Path) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    except BaseException:
+        _discard(temporary)
+        raise
     sync_folder(path.parent)
 
 
@@ -90,7 +96,10 @@ def publish_bytes(path: Path, data: bytes) -> None:
 
 
 def publish_new(path: Path, data: bytes) -> bool:
-    """Write ``data`` to ``path`` unless it exists; whether this call made it. Of two racing calls exactly one does."""
+    """Write ``data`` to ``path`` unless it exists; whether this call made it. Of two racing calls exactly one does.
+
+    Either way the name is durable when this returns: whoever made it may have been killed before seeing to that.
+    """
     make_folder(path.parent)
     temporary = temporary_sibling(path)
     try:
@@ -99,12 +108,13 @@ def publish_new(path: Path, data: bytes) -> bool:
             file.flush()
             os.fsync(file.fileno())
         os.link(temporary, path)
+        is_ours = True
     except FileExistsError:
-        return False
+        is_ours = False
     finally:
-        temporary.unlink(missing_ok=True)
+        _discard(temporary)
     sync_folder(path.parent)
-    return True
+    return is_ours
 
 
 def temporary_sibling(path: Path) -> Path:
@@ -113,8 +123,24 @@ def temporary_sibling(path: Path) -> Path:
 
 
 def sweep(folder: Path) -> int:
-    """Remove the temporary files of killed runs below ``folder``; their number. The caller holds the artifact's lock."""
-    leftovers = [path for path in folder.rglob("*") if path.suffix in _TEMPORARY and path.is_file()]
-    for path in leftovers:
-        path.unlink(missing_ok=True)
-    return len(leftovers)
+    """Finish what killed runs left below ``folder``: remove their temporary files and make the names of the others durable.
+
+    The caller holds the artifact's lock.
+
+    Returns:
+        the number of files removed.
+    """
+    removed = 0
+    for place, _, names in os.walk(folder):
+        leftovers = [Path(place, name) for name in names if name.endswith(_TEMPORARY)]
+        for path in leftovers:
+            path.unlink(missing_ok=True)
+        removed += len(leftovers)
+        sync_folder(Path(place))
+    return removed
+
+
+def _discard(temporary: Path) -> None:
+    """Remove a temporary file, or leave it to the next sweep: that must not hide why it is not needed any more."""
+    with contextlib.suppress(OSError):
+        temporary.unlink(missing_ok=True)

@@ -19,8 +19,8 @@ from zarr.codecs import Crc32cCodec, ZstdCodec
 from models.grid import Grid
 from stages.errors import ArtifactDamaged
 from stages.storage.artifact import Artifact
-from stages.storage.clips import read_table, write_table
 from stages.storage.publish import sha256_file, sync_tree
+from stages.storage.tables import read_table, write_table
 
 ARRAYS = {"codes": "uint32", "priority": "float16"}
 """Codes need 18 bits at the paper's codebook; priorities are only compared with each other within one clip."""

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from stages.errors import ArtifactBusy, ConfigError
+from stages.fan_out import FanOut, over_processes
 from stages.progress import Monitor, Silent
 from stages.storage.publish import make_folder
 
@@ -30,14 +31,23 @@ class Workspace:
         monitor: told about progress and measurements.
         records: files that are laid beside every artifact made in this run, such as the resolved recipe: named and
             verified by the manifest, but no part of the artifact's digest.
+        fan_out: where independent pieces of a stage's work run.
     """
 
     root: Path
     monitor: Monitor = dataclasses.field(default_factory=Silent)
     records: Mapping[str, bytes] = dataclasses.field(default_factory=dict)
+    fan_out: FanOut = over_processes
 
     @classmethod
-    def at(cls, location: str, *, monitor: Monitor | None = None, records: Mapping[str, bytes] | None = None) -> "Workspace":
+    def at(
+        cls,
+        location: str,
+        *,
+        monitor: Monitor | None = None,
+        records: Mapping[str, bytes] | None = None,
+        fan_out: FanOut = over_processes,
+    ) -> "Workspace":
         """The workspace at a path or a ``file://`` URL.
 
         Raises:
@@ -49,7 +59,7 @@ class Workspace:
                 f"root {location!r}: only local folders are supported yet, not {scheme}://; give a path or a file:// URL"
             )
         root = Path(rest if separator else location).expanduser().absolute()
-        return cls(root=root, monitor=monitor or Silent(), records=records or {})
+        return cls(root=root, monitor=monitor or Silent(), records=records or {}, fan_out=fan_out)
 
     def stage_folder(self, stage: str) -> Path:
         """The folder that holds all artifacts of a stage."""

@@ -1,9 +1,10 @@
 """What the tests of the wiring share: the project's own recipe, and artifacts committed for it without any training."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from prefect.testing.utilities import prefect_test_harness
 
 from pipeline.plan import STAGES, config_of, newest_snapshot, plan
 from pipeline.recipe import Recipe, Request
@@ -15,6 +16,13 @@ from stages.storage.publish import publish_bytes
 from stages.storage.workspace import Workspace
 
 COUNTS = {"inputs": 3, "committed": 2, "quarantined": 1, "pending": 0}
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[None]:
+    """A temporary Prefect server, one for all tests."""
+    with prefect_test_harness(server_startup_timeout=180):
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -37,7 +45,7 @@ def commit_clips(recipe: Recipe, workspace: Workspace, *, shards: int = 1) -> Ar
     dataset = Dataset(workspace, shard.dataset_name(recipe.shard))
     for ordinal in range(shards):
         if not dataset.is_committed(ordinal):
-            dataset.write_shard(ordinal, [], sources=[], quarantine=[])
+            dataset.write_unit(ordinal, [])
     return dataset.snapshot(config=recipe.shard, fingerprint="0" * 16, counts=COUNTS)
 
 

@@ -9,7 +9,8 @@ import pytest
 import typer
 from typer.testing import CliRunner, Result
 
-from pipeline.command import build, reporting
+from pipeline.command import build
+from pipeline.options import reporting
 from stages.errors import ConfigError
 from stages.storage.artifact import Artifact
 from stages.storage.workspace import Workspace

@@ -2,7 +2,6 @@
 
 import asyncio
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +11,6 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter
 from prefect.client.schemas.objects import TaskRun
 from prefect.flows import Flow, load_flow_from_entrypoint
-from prefect.states import Failed
-from prefect.testing.utilities import prefect_test_harness
 from prefect.utilities.callables import parameter_schema
 
 from pipeline import flows
@@ -21,7 +18,7 @@ from pipeline.flow_records import page
 from pipeline.plan import STAGES
 from pipeline.recipe import Recipe
 from pipeline.runner import Report
-from stages.errors import ArtifactDamaged, ConfigError
+from stages.errors import ConfigError
 from stages.storage.artifact import Outcome
 from stages.storage.workspace import Workspace
 from tests.pipeline.conftest import COUNTS, commit_clips
@@ -30,12 +27,6 @@ from tests.pipelines import SMOKE
 DEPLOYMENTS = yaml.safe_load((Path(__file__).parents[2] / "prefect.yaml").read_text())["deployments"]
 OVERLAYS = [name for name in SMOKE[2:] if not name.startswith("--")]
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")  # Prefect's own
-
-
-@pytest.fixture(scope="session")
-def server() -> Iterator[None]:
-    with prefect_test_harness(server_startup_timeout=180):
-        yield
 
 
 @pytest.fixture
@@ -69,14 +60,6 @@ def test_a_wrong_recipe_fails_the_flow_and_is_not_retried(server: None, tmp_path
     with pytest.raises(FileNotFoundError, match="lvmae shard lvmae"):
         flows.run_pretrain(recipe="lvmae", overlays=OVERLAYS, root=str(tmp_path), tracking=False)
     assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize(
-    ("error", "transient"),
-    [(OSError("disk"), True), (ConnectionError(), True), (ArtifactDamaged("x"), False), (ConfigError("x"), False)],
-)
-def test_only_what_the_system_failed_is_worth_repeating(error: Exception, transient: bool) -> None:
-    assert flows.is_transient(None, None, Failed(data=error)) is transient
 
 
 @pytest.mark.parametrize("deployment", DEPLOYMENTS, ids=lambda deployment: deployment["name"])

@@ -12,7 +12,7 @@ from stages.batches import ClipFrames
 from stages.features import stored_view
 from stages.pictures import RANDOM, TOP, UNUSED, VISIBLE, Painter, Picture, nearest_codes, psnr_db
 from stages.storage.artifact import Artifact
-from stages.storage.clips import clips
+from stages.storage.index import Index
 from stages.storage.targets import TargetReader
 from stages.storage.workspace import Workspace
 from stages.views import cut
@@ -22,10 +22,10 @@ Inputs = Mapping[str, Artifact]
 
 
 def paint(inputs: Inputs, number: int) -> Picture:
-    clip = clips(inputs["shard"])[number]
+    clip = Index(inputs["shard"])[number]
     targets = TargetReader(inputs["precompute"])
     view = stored_view(targets.views[clip.clip_id, 0])
-    frames = cut(ClipFrames(inputs["shard"]).read(clip), view, toy.NUM_FRAMES)
+    frames = cut(ClipFrames(inputs["shard"]), clip, view, toy.NUM_FRAMES)
     stored = targets.read(clip.clip_id, 0)
     return Painter.of(inputs, torch.device("cpu")).paint(frames, view, codes=stored["codes"], priority=stored["priority"])
 

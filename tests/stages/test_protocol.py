@@ -1,13 +1,16 @@
 """Who teaches and who is tested follows from the labels alone, and nothing that belongs together is torn apart."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from stages.errors import ConfigError
 from stages.protocol import Question, question, scored_clips
-from stages.storage.clips import Clip
+from stages.storage.index import Clip, Index
+from tests.stages.clip_files import member, snapshot
 
 
 def clip(number: int, labels: Mapping[str, str], source: str | None = None) -> Clip:
@@ -25,7 +28,7 @@ def clip(number: int, labels: Mapping[str, str], source: str | None = None) -> C
         offset_bytes=0,
         size_bytes=1,
         crc32c=0,
-        labels=labels,
+        labels={column: (value,) for column, value in labels.items()},
     )
 
 
@@ -79,10 +82,25 @@ def test_clips_without_the_label_are_left_out() -> None:
     assert found.splits[0].test.tolist() == [1, 4, 7]
 
 
-def test_where_keeps_the_clips_that_match_in_everything() -> None:
-    asked = clips(9)
-    kept = scored_clips(asked, {"split": "test", "class": "9"}, ["class"])
+def indexed(folder: Path, asked: Sequence[Clip]) -> Index:
+    return Index(snapshot(folder, [[member(b"x", key=one.key, labels=one.labels) for one in asked]]))
+
+
+def test_where_keeps_the_clips_that_match_in_everything(tmp_path: Path) -> None:
+    kept = scored_clips(indexed(tmp_path, clips(9)), {"split": "test", "class": "9"}, ["class"])
     assert [one.key for one in kept] == ["2.mp4", "8.mp4"]
+
+
+def test_clips_with_none_of_the_labels_are_not_scored(tmp_path: Path) -> None:
+    asked = [clip(0, {"verb": "cut"}), clip(1, {"noun": "bread"}), clip(2, {"split": "test"})]
+    kept = scored_clips(indexed(tmp_path, asked), {}, ["verb", "noun"])
+    assert [one.key for one in kept] == ["0.mp4", "1.mp4"]
+
+
+def test_a_label_with_several_values_cannot_be_asked() -> None:
+    several = dataclasses.replace(clip(0, {}), labels={"class": ("a", "b"), "split": ("train",)})
+    with pytest.raises(ConfigError, match=r"has 2 values in 'class': a, b; name a column with one value per clip"):
+        ask([several, *clips(9)])
 
 
 def test_chance_is_that_of_a_blind_and_of_a_constant_guess() -> None:
@@ -113,6 +131,7 @@ def test_what_cannot_be_asked_is_refused_with_its_reason(asked: list[Clip], opti
         ask(asked, **options)  # type: ignore[arg-type]
 
 
-def test_a_filter_that_leaves_nothing_is_refused_with_what_there_is() -> None:
-    with pytest.raises(ConfigError, match=r"where={'split': 'val'} keeps 0 of 9 clips .* known label columns"):
-        scored_clips(clips(9), {"split": "val"}, ["class"])
+def test_a_filter_that_leaves_nothing_is_refused_with_what_there_is(tmp_path: Path) -> None:
+    words = r"where={'split': 'val'} keeps 0 of 9 clips .* known label columns: \['class', 'group', 'split'\]"
+    with pytest.raises(ConfigError, match=words):
+        scored_clips(indexed(tmp_path, clips(9)), {"split": "val"}, ["class"])

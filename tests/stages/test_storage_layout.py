@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import zarr
 
-from stages.storage import clips, targets
+from stages.storage import schemas, seen, targets
 
 TEXT = (Path(__file__).parents[2] / "storage_layout.md").read_text()
 PLACEHOLDERS = {"NNNNNN": r"\d{6}", "VV": r"\d{2}", "...": r".+"}
@@ -50,14 +50,16 @@ def test_every_file_that_is_listed_was_written(smoke_root: Path) -> None:
 @pytest.mark.parametrize(
     ("table", "schema"),
     [
-        ("index", clips.INDEX_SCHEMA),
-        ("sources", clips.SOURCES_SCHEMA),
-        ("quarantine", clips.QUARANTINE_SCHEMA),
+        ("index", schemas.INDEX),
+        ("sources", schemas.SOURCES),
+        ("quarantine", schemas.QUARANTINE),
+        ("plans", schemas.PLAN),
+        ("seen", seen.SEEN_SCHEMA),
         ("views", targets.VIEWS_SCHEMA),
         ("ledger", targets.LEDGER_SCHEMA),
     ],
 )
-def test_tables_have_the_listed_columns(table: str, schema: clips.pa.Schema) -> None:
+def test_tables_have_the_listed_columns(table: str, schema: schemas.pa.Schema) -> None:
     row = next(line for line in block("tables") if line.startswith(f"| {table} |"))
     listed = row.split("|")[2].strip()
     assert listed == ", ".join(f"{field.name} {field.type}" for field in schema)

@@ -1,14 +1,11 @@
-"""Clips, targets and checkpoints come back as they were written, or not at all."""
+"""Targets and checkpoints come back as they were written, or not at all."""
 
-import dataclasses
-import gc
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import webdataset
 
 from models.config import Config
 from models.grid import Grid
@@ -16,85 +13,8 @@ from stages.errors import ArtifactDamaged
 from stages.storage import artifact, checkpoints
 from stages.storage.artifact import Artifact
 from stages.storage.checkpoints import Checkpoint
-from stages.storage.clips import Clip, Dataset, Member, clips, read_clip
 from stages.storage.targets import Shape, TargetReader, TargetWriter, object_name
 from stages.storage.workspace import Workspace
-
-
-def member(name: str, video: bytes) -> Member:
-    row = {
-        "source_id": "s" + name,
-        "key": f"{name}.mp4",
-        "start_frame": 0,
-        "num_frames": 128,
-        "fps": 30.0,
-        "width_px": 64,
-        "height_px": 64,
-        "labels": {"class": "hug", "split": "train"},
-    }
-    return Member(clip_id=name, video=video, row=row)
-
-
-def filled(root: Path, shards: int = 2) -> Dataset:
-    dataset = Dataset(Workspace(root), "toy-1")
-    for ordinal in range(shards):
-        members = [member(f"{ordinal}{slot}" * 8, f"video {ordinal} {slot}".encode() * 50) for slot in range(3)]
-        dataset.write_shard(ordinal, members, sources=[], quarantine=[])
-    return dataset
-
-
-def test_clips_come_back_with_their_bytes_and_labels(tmp_path: Path) -> None:
-    snapshot = filled(tmp_path).snapshot(config=Config(), fingerprint="f" * 16, counts={"clips": 6})
-    found = clips(snapshot)
-    assert [(clip.ordinal, clip.slot) for clip in found] == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2)]
-    assert [read_clip(snapshot, clip)[:9] for clip in found[:2]] == [b"video 0 0", b"video 0 1"]
-    assert found[0].labels == {"class": "hug", "split": "train"}
-
-
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # webdataset leaves its files to the collector
-def test_webdataset_reads_our_shards(tmp_path: Path) -> None:
-    dataset = filled(tmp_path, shards=1)
-    found = list(webdataset.WebDataset(str(dataset.shard_path(0)), shardshuffle=False))
-    gc.collect()
-    assert [sample["__key__"] for sample in found] == ["00" * 8, "01" * 8, "02" * 8]
-    assert found[1]["mp4"].startswith(b"video 0 1")
-
-
-def test_writing_a_shard_again_gives_the_same_bytes(tmp_path: Path) -> None:
-    one, two = filled(tmp_path / "1"), filled(tmp_path / "2")
-    files = [path.relative_to(one.folder) for path in sorted(one.folder.rglob("*")) if path.is_file()]
-    assert files
-    assert all((one.folder / name).read_bytes() == (two.folder / name).read_bytes() for name in files)
-
-
-def test_a_snapshot_is_made_once_and_keeps_what_it_named(tmp_path: Path) -> None:
-    dataset = filled(tmp_path)
-    first = dataset.snapshot(config=Config(), fingerprint="f" * 16, counts={})
-    assert dataset.snapshot(config=Config(), fingerprint="f" * 16, counts={}).manifest_path == first.manifest_path
-    dataset.write_shard(2, [member("ab" * 8, b"later")], sources=[], quarantine=[])
-    second = dataset.snapshot(config=Config(), fingerprint="e" * 16, counts={})
-    assert (len(clips(first)), len(clips(second))) == (6, 7)
-    assert second.manifest_path.name == "000002.json"
-
-
-def test_a_shard_without_its_index_part_does_not_exist(tmp_path: Path) -> None:
-    dataset = filled(tmp_path)
-    dataset.part_path("index", 1).unlink()
-    assert not dataset.is_committed(1)
-    assert len(clips(dataset.snapshot(config=Config(), fingerprint="f" * 16, counts={}))) == 3
-
-
-@pytest.mark.parametrize("damage", ["flip", "cut", "delete"])
-def test_a_damaged_tar_never_becomes_a_clip(tmp_path: Path, damage: str) -> None:
-    dataset = filled(tmp_path)
-    snapshot = dataset.snapshot(config=Config(), fingerprint="f" * 16, counts={})
-    clip, path = clips(snapshot)[1], dataset.shard_path(0)
-    data = bytearray(path.read_bytes())
-    data[clip.offset_bytes] ^= 1
-    shards = {"flip": bytes(data), "cut": bytes(data[: clip.offset_bytes + 5])}
-    path.unlink() if damage == "delete" else path.write_bytes(shards[damage])
-    with pytest.raises(ArtifactDamaged, match=path.name):
-        read_clip(snapshot, clip)
 
 
 def committed_targets(root: Path) -> tuple[Artifact, dict[str, np.ndarray]]:
@@ -165,9 +85,3 @@ def test_the_newest_whole_checkpoint_is_loaded_and_two_are_kept(tmp_path: Path) 
     assert before.step == 2
     shutil.rmtree(tmp_path / "checkpoints")
     assert checkpoints.load_newest(tmp_path) is None
-
-
-def test_a_clip_is_a_value(tmp_path: Path) -> None:
-    clip = clips(filled(tmp_path).snapshot(config=Config(), fingerprint="f" * 16, counts={}))[0]
-    assert dataclasses.replace(clip) == clip
-    assert isinstance(clip, Clip)

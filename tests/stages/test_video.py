@@ -4,30 +4,33 @@ import os
 import time
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 
-from stages import video, video_log
-from stages.errors import ArtifactDamaged, ConfigError, MediaError, Reason
-from stages.video import Cut
-from stages.video_command import ClipConfig, Limits
-from stages.video_process import Finished, execute
-from tests.stages.videos import numbers, ramp, run_ffmpeg, write_ramp, write_video
+from stages import video
+from stages.errors import ConfigError, Reason
+from stages.video_command import H264, ClipConfig
+from stages.video_decode import decode
+from tests.stages.videos import (
+    changed,
+    cut,
+    fresh,
+    numbers,
+    ramp,
+    refusal,
+    run_ffmpeg,
+    script,
+    shown,
+    write_ramp,
+    write_video,
+)
 
-CLIP = ClipConfig(num_frames=16, min_frames=4, size_px=32, preset="ultrafast", crf=10)
-
-
-def cut(path: Path, clip: ClipConfig = CLIP, limits: Limits | None = None, binary: Path | None = None) -> Cut:
-    scratch = path.parent / "scratch" / str(time.monotonic_ns())
-    scratch.mkdir(parents=True)
-    return video.cut(path, clip=clip, limits=limits or Limits(), scratch=scratch, binary=binary)
-
-
-def refusal(path: Path, clip: ClipConfig = CLIP, limits: Limits | None = None, binary: Path | None = None) -> MediaError:
-    with pytest.raises(MediaError) as raised:
-        cut(path, clip, limits, binary)
-    assert str(path.parent) not in raised.value.detail, "a stored detail must not depend on where the source lies"
-    return raised.value
+HDR = ("-color_primaries", "bt2020", "-colorspace", "bt2020nc")
+COLOURS = np.array(
+    [[40, 40, 40], [128, 128, 128], [180, 180, 180], [200, 40, 40], [40, 180, 40], [40, 40, 200], [200, 160, 40], [30, 30, 30]],
+    np.uint8,
+)
 
 
 def cut_off(path: Path, share: float = 0.6) -> Path:
@@ -38,8 +41,7 @@ def cut_off(path: Path, share: float = 0.6) -> Path:
 def test_segments_hold_exactly_the_frames_of_the_source_in_order(tmp_path: Path) -> None:
     made = cut(write_ramp(tmp_path / "a.mp4", 40))
     assert [(segment.start_frame, segment.num_frames) for segment in made.segments] == [(0, 16), (16, 16), (32, 8)]
-    shown = [number for segment in made.segments for number in numbers(video.decode(segment.data))]
-    assert shown == list(range(40))
+    assert [number for segment in made.segments for number in numbers(shown(segment))] == list(range(40))
 
 
 def test_a_tail_below_the_minimum_is_counted_and_dropped(tmp_path: Path) -> None:
@@ -56,7 +58,8 @@ def test_a_short_source_keeps_its_true_length(tmp_path: Path) -> None:
 def test_the_same_source_gives_the_same_bytes(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (20, 48, 64, 3), dtype=np.uint8)
     path = write_video(tmp_path / "a.mp4", noise)
-    assert cut(path) == cut(path)
+    first, second = ([segment.video.read_bytes() for segment in cut(path).segments] for _ in range(2))
+    assert first == second
 
 
 def test_names_that_look_like_options_protocols_or_patterns_are_only_names(tmp_path: Path) -> None:
@@ -71,7 +74,7 @@ def test_names_that_look_like_options_protocols_or_patterns_are_only_names(tmp_p
 def test_the_short_side_is_scaled_and_sides_are_even(tmp_path: Path, options: tuple[str, ...], size: tuple[int, int]) -> None:
     made = cut(write_ramp(tmp_path / "a.mkv", 5, options=("-pix_fmt", "yuv444p", *options)))
     assert (made.width_px, made.height_px) == size
-    assert video.decode(made.segments[0].data).shape == (5, size[1], size[0], 3)
+    assert shown(made.segments[0]).shape == (5, size[1], size[0], 3)
 
 
 def test_rotation_is_applied(tmp_path: Path) -> None:
@@ -84,12 +87,11 @@ def test_rotation_is_applied(tmp_path: Path) -> None:
 def test_only_frames_flagged_as_interlaced_lose_their_combs(tmp_path: Path) -> None:
     fields = np.random.default_rng(0).integers(40, 200, (12, 2, 1, 1), dtype=np.uint8)
     frames = np.broadcast_to(np.tile(fields, (1, 24, 64, 3)), (12, 48, 64, 3))
-    clip = ClipConfig(num_frames=16, min_frames=4, size_px=48, crf=5)
+    clip = changed(size_px=48, encoding=H264(crf=5))
 
     def combs(name: str, options: tuple[str, ...]) -> float:
         path = write_video(tmp_path / name, frames, options=("-qp", "0", *options))
-        shown = video.decode(cut(path, clip).segments[0].data).astype(float)
-        return float(np.abs(np.diff(shown, axis=1)).mean())
+        return float(np.abs(np.diff(shown(cut(path, clip).segments[0]).astype(float), axis=1)).mean())
 
     progressive = combs("progressive.mp4", ())
     assert progressive > 20
@@ -99,7 +101,7 @@ def test_only_frames_flagged_as_interlaced_lose_their_combs(tmp_path: Path) -> N
 def test_native_rate_keeps_every_frame_and_another_rate_resamples(tmp_path: Path) -> None:
     path = write_ramp(tmp_path / "a.mp4", 20, fps=30)
     assert (cut(path).num_frames, cut(path).fps) == (20, 30.0)
-    resampled = cut(path, CLIP.model_copy(update={"fps": 15.0}))
+    resampled = cut(path, changed(fps=15.0))
     assert (resampled.num_frames, resampled.fps) == (10, 15.0)
 
 
@@ -118,6 +120,13 @@ def test_a_source_that_was_cut_off_is_truncated(tmp_path: Path, name: str, optio
     path = write_video(tmp_path / name, noise, options=("-g", "10", *options))
     assert cut(path).num_frames == 100
     assert refusal(cut_off(path)).reason == Reason.TRUNCATED
+
+
+def test_a_file_that_claims_more_bytes_than_any_disk_has_is_truncated(tmp_path: Path) -> None:
+    path = write_ramp(tmp_path / "a.mp4", 5)
+    data = path.read_bytes()
+    path.write_bytes(data[: data.index(b"mdat") - 4] + b"\0\0\0\1mdat" + b"\xff" * 8 + bytes(100))
+    assert refusal(path).reason == Reason.TRUNCATED
 
 
 def test_a_longer_sound_track_is_no_truncation(tmp_path: Path) -> None:
@@ -140,7 +149,7 @@ def test_a_hole_in_time_is_refused_instead_of_filled(tmp_path: Path) -> None:
     hole = ("-vf", "setpts=PTS+gte(N\\,10)*90/TB", "-fps_mode", "passthrough")
     path = write_ramp(tmp_path / "a.mkv", 20, options=hole)
     assert refusal(path).reason == Reason.TIMESTAMPS
-    assert refusal(path, CLIP.model_copy(update={"fps": 25.0})).reason == Reason.TIMESTAMPS
+    assert refusal(path, changed(fps=25.0)).reason == Reason.TIMESTAMPS
 
 
 def test_a_change_of_size_within_a_source_is_refused(tmp_path: Path) -> None:
@@ -204,21 +213,18 @@ def test_text_and_pictures_under_a_video_name_are_refused(tmp_path: Path) -> Non
 
 def test_every_limit_has_its_reason(tmp_path: Path) -> None:
     path = write_ramp(tmp_path / "a.mp4", 50)
-    assert refusal(path, limits=Limits(max_pixels=1000)).reason == Reason.TOO_LARGE
-    assert refusal(path, limits=Limits(min_side_px=50)).reason == Reason.LIMIT
-    assert refusal(path, limits=Limits(max_frames=30)).reason == Reason.LIMIT
-    assert refusal(path, limits=Limits(max_duration_s=1.5)).reason == Reason.LIMIT
+    assert refusal(path, max_pixels=1000).reason == Reason.TOO_LARGE
+    assert refusal(path, min_side_px=50).reason == Reason.LIMIT
+    assert refusal(path, max_frames=30).reason == Reason.LIMIT
+    assert refusal(path, max_duration_s=1.5).reason == Reason.LIMIT
 
 
 def test_a_decoder_that_hangs_or_crashes_costs_one_source(tmp_path: Path) -> None:
     path = write_ramp(tmp_path / "a.mp4", 5)
-    hanging, crashing = tmp_path / "hanging", tmp_path / "crashing"
-    hanging.write_text("#!/bin/sh\n/bin/sleep 60 &\n/bin/sleep 60\n")
-    crashing.write_text("#!/bin/sh\nkill -SEGV $$\n")
-    hanging.chmod(0o755)
-    crashing.chmod(0o755)
+    hanging = script(tmp_path / "hanging", "#!/bin/sh\n/bin/sleep 60 &\n/bin/sleep 60\n")
+    crashing = script(tmp_path / "crashing", "#!/bin/sh\nkill -SEGV $$\n")
     began = time.monotonic()
-    assert refusal(path, limits=Limits(timeout_s=0.2), binary=hanging).reason == Reason.TIMEOUT
+    assert refusal(path, timeout_s=0.2, binary=hanging).reason == Reason.TIMEOUT
     assert time.monotonic() - began < 5
     assert refusal(path, binary=crashing).reason == Reason.DECODER_CRASH
 
@@ -228,54 +234,112 @@ def test_an_unknown_ffmpeg_is_named(tmp_path: Path) -> None:
         cut(write_ramp(tmp_path / "a.mp4", 5), binary=tmp_path / "nowhere")
 
 
-def test_a_full_disk_is_no_fault_of_the_source() -> None:
-    log = "[out#0/segment @ 0x55] [error] Error writing trailer: No space left on device\n"
-    with pytest.raises(OSError, match="no space left"):
-        video_log.check_end(Finished(exit_code=1, timed_out=False, log=log), video_log.read_log(log))
-
-
-def test_a_killed_child_takes_its_own_children_along(tmp_path: Path) -> None:
-    script = "/bin/sleep 60 & echo $! > child; wait"
-    finished = execute(["/bin/sh", "-c", script], folder=tmp_path, timeout_s=0.3, bounds={})
-    child = int((tmp_path / "child").read_text())
-    assert finished.timed_out
-    deadline = time.monotonic() + 5
-    while _lives(child) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert not _lives(child)
-
-
-def test_a_long_log_keeps_its_beginning_and_its_end(tmp_path: Path) -> None:
-    loop = "i=0; while [ $i -lt 9000 ]; do echo 'a line of thirty two characters..'; i=$((i+1)); done"
-    script = f"exec >&2; echo first; {loop}; echo last"
-    finished = execute(["/bin/sh", "-c", script], folder=tmp_path, timeout_s=30, bounds={})
-    assert finished.log.startswith("first\n")
-    assert finished.log.endswith("last\n")
-    assert len(finished.log) < 150_000
-
-
 def test_encoded_frames_come_back_in_order_and_with_the_same_bytes(tmp_path: Path) -> None:
-    first, second = (
-        video.encode(ramp(12), fps=25, crf=10, preset="ultrafast", scratch=_folder(tmp_path, name)) for name in "ab"
-    )
+    first, second = (video.encode(ramp(12), fps=25, crf=10, preset="ultrafast", scratch=fresh(tmp_path)) for _ in range(2))
     assert first == second
-    assert numbers(video.decode(first)) == list(range(12))
+    assert numbers(decode(first)) == list(range(12))
     with pytest.raises(ConfigError, match="unheard_of"):
-        video.encode(ramp(2), fps=25, crf=10, preset="unheard_of", scratch=_folder(tmp_path, "c"))
+        video.encode(ramp(2), fps=25, crf=10, preset="unheard_of", scratch=fresh(tmp_path))
 
 
-def test_a_damaged_clip_is_never_decoded_in_part(tmp_path: Path) -> None:
-    data = video.encode(ramp(12), fps=25, crf=10, preset="ultrafast", scratch=_folder(tmp_path, "a"))
-    for broken in (b"", data[:100], data[:-500]):
-        with pytest.raises(ArtifactDamaged):
-            video.decode(broken)
+def test_slack_lengthens_clips_and_a_tail_shorter_than_a_clip_is_kept(tmp_path: Path) -> None:
+    made = cut(write_ramp(tmp_path / "a.mp4", 50), changed(slack_frames=4))
+    assert [(segment.start_frame, segment.num_frames) for segment in made.segments] == [(0, 20), (20, 20), (40, 10)]
+    assert [segment.start_s for segment in made.segments] == pytest.approx([0.0, 0.8, 1.6])
 
 
-def _folder(parent: Path, name: str) -> Path:
-    (parent / name).mkdir()
-    return parent / name
+def test_a_stride_keeps_every_nth_frame_by_number_and_divides_the_rate(tmp_path: Path) -> None:
+    path = write_ramp(tmp_path / "a.mp4", 50)
+    made = cut(path, changed(frame_stride=3))
+    assert [numbers(shown(segment)) for segment in made.segments] == [list(range(0, 48, 3))]
+    assert (made.num_frames, made.fps, made.probe.fps) == (17, pytest.approx(25 / 3), 25.0)
+    again = cut(path, changed(frame_stride=3, min_frames=1))
+    assert (again.segments[1].start_frame, again.segments[1].start_s) == (16, pytest.approx(48 / 25))
+    resampled = cut(path, changed(fps=12.5, frame_stride=2))
+    assert (resampled.num_frames, resampled.fps) == (13, 6.25)
 
 
-def _lives(process: int) -> bool:
-    state = Path(f"/proc/{process}/stat")
-    return state.exists() and state.read_text().split(")")[1].split()[0] != "Z"
+@pytest.mark.parametrize(
+    "encoding",
+    [{"name": "h264", "preset": "veryfast"}, {"name": "av1", "preset": 12}, {"name": "jpeg"}],
+    ids=lambda encoding: encoding["name"],
+)
+def test_every_encoding_gives_the_same_clips_in_one_colour_space(tmp_path: Path, encoding: dict[str, object]) -> None:
+    patches = np.repeat(np.repeat(COLOURS.reshape(2, 4, 3), 32, 0), 32, 1)
+    frames = np.broadcast_to(patches, (20, *patches.shape))
+    as_bt709 = "scale=out_color_matrix=bt709:out_range=full,format=yuvj444p,setparams=colorspace=bt709:range=pc"
+    path = write_video(tmp_path / "a.mkv", frames, options=("-vf", as_bt709, "-pix_fmt", "yuvj444p", "-colorspace", "bt709"))
+    clip = changed(encoding=encoding, size_px=64)
+    first, second = cut(path, clip), cut(path, clip)
+    assert [segment.num_frames for segment in first.segments] == [16, 4]
+    assert [one.video.read_bytes() for one in first.segments] == [one.video.read_bytes() for one in second.segments]
+    for segment in first.segments:
+        got = shown(segment)[:, 16::32, 16::32].reshape(-1, 8, 3).astype(int)
+        assert np.abs(got - COLOURS).max() <= 6
+        assert _tags(segment.video) in {("yuv420p", 1, 5), ("yuv420p", 1, 6)}  # limited range, BT.601 by either name
+
+
+def test_a_source_without_tags_is_taken_as_bt601(tmp_path: Path) -> None:
+    frames = np.broadcast_to(np.array([200, 40, 40], np.uint8), (16, 48, 64, 3))
+    made = cut(write_video(tmp_path / "a.mp4", frames, options=("-vf", "scale=out_color_matrix=bt601")))
+    assert np.abs(shown(made.segments[0])[0, 24, 20].astype(int) - (200, 40, 40)).max() <= 4
+
+
+@pytest.mark.parametrize("transfer", ["smpte2084", "arib-std-b67"])
+def test_high_dynamic_range_is_mapped_to_the_colours_it_stands_for(tmp_path: Path, transfer: str) -> None:
+    patches = np.repeat(np.repeat(COLOURS.reshape(2, 4, 3), 32, 0), 32, 1)
+    frames = np.broadcast_to(patches, (16, *patches.shape))
+    light = "format=gbrp,setparams=color_primaries=bt709:color_trc=bt709:colorspace=gbr:range=pc,zscale=transfer=linear:npl=203"
+    coded = f"zscale=transfer={transfer}:matrix=2020_ncl:range=limited:npl=203,format=yuv420p10le"
+    filters = f"{light},format=gbrpf32le,zscale=primaries=2020,{coded}"
+    tags = ("-c:v", "ffv1", "-pix_fmt", "yuv420p10le", "-color_trc", transfer, *HDR)
+    made = cut(write_video(tmp_path / "a.mkv", frames, options=("-vf", filters, *tags)), changed(size_px=64))
+    got = shown(made.segments[0])[0, 16::32, 16::32].reshape(8, 3).astype(int)
+    assert np.abs(got - COLOURS).max() <= 14  # what is bright is compressed
+    assert np.abs(got[:2] - COLOURS[:2]).max() <= 4
+    assert (made.probe.transfer, made.probe.pixel_format) == (transfer, "yuv420p10le")
+
+
+def test_ten_bits_of_standard_range_are_only_rounded(tmp_path: Path) -> None:
+    frames = np.broadcast_to(np.array([180, 90, 40], np.uint8), (16, 48, 64, 3))
+    made = cut(write_video(tmp_path / "a.mkv", frames, options=("-c:v", "ffv1", "-pix_fmt", "yuv422p10le")))
+    assert np.abs(shown(made.segments[0])[0, 24, 20].astype(int) - (180, 90, 40)).max() <= 4
+    assert made.probe.transfer == ""
+
+
+def test_the_probe_tells_what_the_source_is(tmp_path: Path) -> None:
+    write_ramp(tmp_path / "a.mp4", 20, options=("-vf", "setfield=tff", "-flags", "+ilme+ildct", "-x264-params", "tff=1"))
+    run_ffmpeg("-display_rotation", "90", "-i", tmp_path / "a.mp4", "-c", "copy", tmp_path / "turned.mp4")
+    probe = cut(tmp_path / "turned.mp4").probe
+    assert (probe.codec, probe.pixel_format, probe.width_px, probe.height_px) == ("h264", "yuv420p", 64, 48)
+    assert "mp4" in probe.container.split(",")
+    assert (probe.rotation_deg, probe.interlaced, probe.variable_rate) == (90, True, False)
+    assert (probe.fps, probe.duration_s, probe.num_frames, probe.decode_errors) == (25.0, pytest.approx(0.8), 20, 0)
+    uneven = ("-vf", "select=lt(n\\,10)+not(mod(n\\,4))", "-fps_mode", "passthrough")
+    assert cut(write_ramp(tmp_path / "b.mkv", 50, options=uneven)).probe.variable_rate
+
+
+def test_a_tolerant_policy_accepts_a_few_bad_frames_and_counts_them(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (58, 48, 64, 3), dtype=np.uint8)
+    path = write_video(tmp_path / "a.mp4", noise, options=("-g", "1"))
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2 : len(data) // 2 + 40] = bytes(40)
+    path.write_bytes(data)
+    assert refusal(path).reason == Reason.CORRUPT
+    made = cut(path, changed(policy="tolerant", max_error_share=0.1))
+    assert 1 <= made.probe.decode_errors <= 3
+    assert made.probe.num_frames >= 56
+    assert refusal(path, changed(policy="tolerant", max_error_share=0.001)).reason == Reason.CORRUPT
+    assert refusal(cut_off(path), changed(policy="tolerant", max_error_share=1.0)).reason == Reason.TRUNCATED
+
+
+def test_only_h264_clips_can_have_motion_vectors() -> None:
+    with pytest.raises(ValueError, match="motion_vectors: false"):
+        ClipConfig.model_validate({"encoding": {"name": "jpeg"}})
+
+
+def _tags(path: Path) -> tuple[str, int, int]:
+    """Pixel format, range and matrix of a clip's first frame, as PyAV numbers them."""
+    with av.open(str(path)) as container:
+        frame = next(container.decode(video=0))
+        return frame.format.name, int(frame.color_range), int(frame.colorspace)

@@ -37,16 +37,22 @@ def member(index: int) -> Member:
         data = video.encode(frames, fps=25, crf=15, preset="ultrafast", scratch=Path(scratch))
     name = hashlib.sha256(data).hexdigest()
     labels = {
-        "class": DIRECTIONS[index % 2],
-        "row": str(index % 3),
-        "split": "test" if index % 3 == 2 else "train",
-        "group": f"take{index // 2}",
+        "class": (DIRECTIONS[index % 2],),
+        "row": (str(index % 3),),
+        "split": ("test" if index % 3 == 2 else "train",),
+        "group": (f"take{index // 2}",),
     }
     row = {
-        "source_id": name, "key": f"{index}.mp4", "start_frame": 0, "num_frames": len(frames), "fps": 25.0,
-        "width_px": SIZE_PX, "height_px": SIZE_PX, "labels": labels,
+        "source_id": name, "key": f"{index}.mp4", "native_id": "", "start_s": 0.0, "start_frame": 0, "num_frames": len(frames),
+        "fps": 25.0, "width_px": SIZE_PX, "height_px": SIZE_PX, "labels": labels, "boxes": (),
     }  # fmt: skip
-    return Member(name[:32], data, row)
+    return Member(name[:32], data, None, row)
+
+
+def source_row(one: Member) -> dict[str, object]:
+    """The row of the source that made one clip."""
+    copied = {name: one.row[name] for name in ("source_id", "key", "num_frames")}
+    return {**copied, "size_bytes": 1, "status": "committed", "num_clips": 1}
 
 
 def snapshot(workspace: Workspace, num_shards: int = 3, per_shard: int = 5) -> Artifact:
@@ -55,7 +61,9 @@ def snapshot(workspace: Workspace, num_shards: int = 3, per_shard: int = 5) -> A
     bad = {"source_id": "b" * 64, "key": "<b>bad</b>.mp4", "reason": "corrupt", "detail": "block 3 & 4"}
     for ordinal in range(num_shards):
         members = [member(index) for index in range(ordinal * per_shard, (ordinal + 1) * per_shard)]
-        dataset.write_shard(ordinal, members, sources=[], quarantine=[bad] if ordinal == 0 else [])
+        fates = [([one], source_row(one), None) for one in members]
+        broken = [([], {"source_id": bad["source_id"], "key": bad["key"], "status": "quarantined"}, bad)]
+        dataset.write_unit(ordinal, [*fates, *broken] if ordinal == 0 else fates)
     total = num_shards * per_shard
     counts = {"inputs": total + 1, "committed": total, "quarantined": 1, "pending": 0, "clips": total}
     return dataset.snapshot(config=Config(), fingerprint="f" * 16, counts=counts)

@@ -1,12 +1,65 @@
 """Small real video files for the tests of the stages, made with the same ffmpeg that reads them."""
 
+import itertools
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pytest
 
-from stages.video_command import ffmpeg_binary
+from stages import video
+from stages.errors import MediaError
+from stages.video_command import H264, ClipConfig, Limits, ffmpeg_binary
+from stages.video_decode import decode
+
+CLIP = ClipConfig(num_frames=16, min_frames=4, size_px=32, encoding=H264(preset="ultrafast", crf=10), motion_vectors=False)
+
+
+def cut(
+    path: Path,
+    clip: ClipConfig = CLIP,
+    *,
+    spans: Sequence[tuple[float, float]] | None = None,
+    binary: Path | None = None,
+    **limits: Any,
+) -> video.Cut:
+    """The clips of ``path``, in a scratch folder of their own beside it."""
+    return video.cut(path, spans=spans, clip=clip, limits=Limits(**limits), scratch=fresh(path.parent), binary=binary)
+
+
+def refusal(path: Path, clip: ClipConfig = CLIP, **arguments: Any) -> MediaError:
+    """Why ``path`` makes no clip, which it must not."""
+    with pytest.raises(MediaError) as raised:
+        cut(path, clip, **arguments)
+    assert str(path.parent) not in raised.value.detail, "a stored detail must not depend on where the source lies"
+    return raised.value
+
+
+def changed(clip: ClipConfig = CLIP, **values: Any) -> ClipConfig:
+    """``clip`` with other values, validated."""
+    return ClipConfig.model_validate({**clip.model_dump(), **values})
+
+
+def shown(segment: video.Segment) -> npt.NDArray[np.uint8]:
+    """The frames [T H W 3] of a segment."""
+    return decode(segment.video.read_bytes())
+
+
+def fresh(parent: Path) -> Path:
+    """A new empty folder."""
+    folder = next(path for number in itertools.count() if not (path := parent / f"scratch-{number}").exists())
+    folder.mkdir()
+    return folder
+
+
+def script(path: Path, text: str) -> Path:
+    """A program that can be run in the place of ffmpeg; gives ``path``."""
+    path.write_text(text)
+    path.chmod(0o755)
+    return path
 
 
 def run_ffmpeg(*arguments: str | Path, data: bytes | None = None) -> None:

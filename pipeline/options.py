@@ -1,0 +1,41 @@
+"""Options that several commands share, and how a command ends."""
+
+import contextlib
+import logging
+import sys
+import traceback
+from collections.abc import Iterator
+from typing import Annotated
+
+import typer
+
+from stages.errors import PipelineError
+
+Root = Annotated[
+    str, typer.Option("--root", metavar="PATH", envvar="LVMAE_ROOT", help="Where artifacts lie; made when first needed.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Write JSON to stdout, one object per line, and the rest to stderr.")]
+Verbose = Annotated[bool, typer.Option("--verbose", help="Show log messages, and the traceback of an error.")]
+
+
+@contextlib.contextmanager
+def reporting(verbose: bool) -> Iterator[None]:
+    """Turn an error into one message and an exit code: 2 for what a person must change, 1 for a disk or network that failed,
+    130 for an interrupt.
+    """
+    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(levelname)s %(name)s %(message)s")
+    try:
+        yield
+    except PipelineError as error:
+        if verbose:
+            traceback.print_exc()
+        sys.stderr.write(f"error: {error}\n")
+        raise typer.Exit(2) from None
+    except OSError as error:  # the disk or the network, and nothing that was decided here
+        if verbose:
+            traceback.print_exc()
+        sys.stderr.write(f"error: {error}; what is committed stays, and the same command continues from there\n")
+        raise typer.Exit(1) from None
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted: what is committed stays; the same command continues from there\n")
+        raise typer.Exit(130) from None

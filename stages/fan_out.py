@@ -1,0 +1,254 @@
+"""Many independent pieces of work at once: over processes here, or over whatever the caller brings, such as Prefect's tasks.
+
+The work is a function of a module and its items are plain values, so that both can travel to another process or machine. What
+it makes lies in files; what it returns is small. Every piece may be done twice without harm.
+"""
+
+import contextlib
+import copy
+import dataclasses
+import functools
+import itertools
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import AbstractContextManager
+from contextvars import ContextVar
+from multiprocessing.queues import SimpleQueue
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+AHEAD = 2
+"""Pieces that are under way or waiting per worker: enough that none is idle, few enough that any number of items may come."""
+_ATTEMPTS = 3
+_LAZY = ("pandas",)
+"""What pyarrow loads when it is first needed, if it is there: once for all workers rather than in each."""
+_DRAIN_S = 0.2
+
+
+class FanOut(Protocol):
+    """Runs a function on every item."""
+
+    def __call__(
+        self,
+        function: Callable[[Item], Result],
+        items: Iterable[Item],
+        *,
+        num_workers: int,
+        ticked: Callable[[], None],
+        total: int | None = None,
+    ) -> Generator[Result]:
+        """The results as they come, in any order; who stops early closes it, and that ends the work.
+
+        Args:
+            function: of a module; may call ``tick``.
+            items: plain values, taken as they are needed.
+            num_workers: how many at a time.
+            ticked: called for every ``tick`` of the function, where the caller learns of them.
+            total: how many items there are, where that is known; it decides only how they are grouped.
+        """
+
+
+_watcher: ContextVar[Callable[[], None]] = ContextVar("watcher", default=lambda: None)
+
+
+def tick() -> None:
+    """Tell whoever watches that a small part of a piece of work is done; in the thread that the piece was given to."""
+    _watcher.get()()
+
+
+@contextlib.contextmanager
+def watched(ticked: Callable[[], None]) -> Iterator[None]:
+    """Call ``ticked`` for every ``tick`` in this thread."""
+    token = _watcher.set(ticked)
+    try:
+        yield
+    finally:
+        _watcher.reset(token)
+
+
+@dataclasses.dataclass
+class _Slots:
+    """What the workers of this machine share: how many small parts may be under way in all of them together."""
+
+    number: int = 0
+    free: AbstractContextManager[Any] = dataclasses.field(default_factory=contextlib.nullcontext)
+
+
+_slots = _Slots()
+
+
+def slot() -> AbstractContextManager[Any]:
+    """Held while a small part of a piece is under way, so that one worker uses the cores that another has no work for."""
+    return _slots.free
+
+
+def num_slots(alone: int) -> int:
+    """How many small parts to keep under way at most: as many as there are slots, or ``alone`` where none are shared."""
+    return _slots.number or alone
+
+
+def num_cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def over_processes(
+    function: Callable[[Item], Result],
+    items: Iterable[Item],
+    *,
+    num_workers: int,
+    ticked: Callable[[], None],
+    total: int | None = None,
+) -> Generator[Result]:
+    """Results from processes of this machine, or from this process where one worker is enough.
+
+    A worker that is killed, for want of memory perhaps, is replaced and its piece done again. When the caller stops early, the
+    workers are killed: what they had not finished is not there.
+
+    Raises:
+        OSError: a piece was under way when workers were killed, again and again.
+    """
+    if num_workers > 1:
+        return surviving(functools.partial(_flight, function, num_workers=num_workers, ticked=ticked), items)
+    return _one_by_one(function, items, ticked=ticked)
+
+
+def _one_by_one(function: Callable[[Item], Result], items: Iterable[Item], *, ticked: Callable[[], None]) -> Generator[Result]:
+    for item in items:
+        with watched(ticked):
+            result = function(item)
+        yield result
+
+
+class Piece(NamedTuple):
+    """An item, and how often workers were killed while it was in their hands."""
+
+    item: Any
+    kills: int = 0
+
+
+Flying = dict[Any, Piece]
+"""Pieces that were handed to a set of workers and not returned yet, by what stands for them there."""
+
+
+def surviving(flight: Callable[[Iterator[Piece], Flying], Generator[Any]], items: Iterable[Any]) -> Generator[Any]:
+    """Results of pieces that are handed to one set of workers after the other, for as long as workers are killed.
+
+    Args:
+        flight: takes pieces, keeps those that are under way in the mapping that it is given, and yields results; raises
+            ``BrokenProcessPool`` when a worker was killed.
+        items: what the pieces are about.
+
+    Raises:
+        OSError: a piece was under way in three sets of workers that broke.
+    """
+    left: Iterator[Piece] = map(Piece, items)
+    while True:
+        flying: Flying = {}
+        try:
+            yield from flight(left, flying)
+            return
+        except BrokenProcessPool as error:
+            again = [piece._replace(kills=piece.kills + 1) for piece in flying.values()]
+            if any(piece.kills >= _ATTEMPTS for piece in again):
+                raise OSError(
+                    f"worker processes were killed {_ATTEMPTS} times, most likely for want of memory: take fewer and run again"
+                ) from error
+            left = itertools.chain(again, left)
+
+
+def _flight(
+    function: Callable[[Item], Result],
+    pieces: Iterator[Piece],
+    flying: Flying,
+    *,
+    num_workers: int,
+    ticked: Callable[[], None],
+) -> Generator[Result]:
+    """Results from one set of workers."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([function.__module__, *_LAZY])
+    ticks, slots = context.SimpleQueue(), context.BoundedSemaphore(num_workers)
+    pool = ProcessPoolExecutor(num_workers, mp_context=context, initializer=_begin, initargs=(ticks, slots, num_workers))
+    try:
+        while True:
+            for piece in itertools.islice(pieces, AHEAD * num_workers - len(flying)):
+                flying[pool.submit(_portably, function, piece.item)] = piece
+            if not flying:
+                return
+            done, _ = wait(flying, timeout=_DRAIN_S, return_when=FIRST_COMPLETED)
+            _drain(ticks, ticked)
+            yield from _landed(done, flying)
+    finally:
+        _end(pool, now=bool(flying))
+        ticks.close()
+
+
+def _landed(done: Iterable[Future[Result]], flying: Flying) -> Iterator[Result]:
+    for future in done:
+        result = future.result()
+        del flying[future]
+        yield result
+
+
+def _drain(ticks: "SimpleQueue[Any]", ticked: Callable[[], None]) -> None:
+    while not ticks.empty():
+        ticks.get()
+        ticked()
+
+
+def _end(pool: ProcessPoolExecutor, *, now: bool) -> None:
+    """End the workers; ``now``: whatever they are doing."""
+    for worker in list((pool._processes or {}).values()) if now else []:
+        worker.kill()
+    pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _portably(function: Callable[[Item], Result], item: Item) -> Result:
+    """The result; an error that could not be put together again where it is going becomes a plain one."""
+    try:
+        return function(item)
+    except Exception as error:
+        if _travels(error):
+            raise
+        raise RuntimeError(f"{type(error).__name__}: {error}") from error
+
+
+def _travels(error: Exception) -> bool:
+    """Whether an error can be made anew from what it is made of, as it is where it arrives."""
+    try:
+        copy.copy(error)
+    except TypeError:
+        return False
+    return True
+
+
+def _begin(ticks: "SimpleQueue[Any]", slots: AbstractContextManager[Any], number: int) -> None:
+    """Prepare a worker."""
+    begin_worker()
+    _slots.number, _slots.free = number, slots
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _watcher.set(lambda: ticks.put(None))
+
+
+def begin_worker() -> None:
+    """See to it that this process of ``multiprocessing`` ends with the one that asked for it, however that ends.
+
+    A signal upon the end of the parent would not do: the parent of a worker is the server that forked it, which lives for as
+    long as its workers do.
+    """
+    threading.Thread(target=_follow, name="follow the parent", daemon=True).start()
+
+
+def _follow() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os.kill(os.getpid(), signal.SIGKILL)

@@ -1,0 +1,58 @@
+"""Every benchmark runs on a few small files, says what it measured, and nothing of whose machine it was."""
+
+import getpass
+import json
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.stages.videos import run_ffmpeg
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two videos of 40 and 20 frames."""
+    folder = tmp_path_factory.mktemp("clips")
+    for number, frames in enumerate((40, 20)):
+        pattern = f"testsrc2=size=64x64:rate=25,noise=alls=5:all_seed={number}"
+        run_ffmpeg("-f", "lavfi", "-i", pattern, "-frames:v", str(frames), "-pix_fmt", "yuv420p", folder / f"{number}.mp4")
+    return folder
+
+
+def run(name: str, *arguments: str | Path, out: Path) -> dict[str, Any]:
+    """What a benchmark wrote; its last line says the same of the ratios."""
+    argv = [sys.executable, ROOT / "benchmarks" / f"{name}.py", "--quick", "--out", out, *arguments]
+    done = subprocess.run([str(word) for word in argv], capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
+    text = (out / f"{name}.json").read_text()
+    result: dict[str, Any] = json.loads(text)
+    assert json.loads(done.stdout.splitlines()[-1]) == {"benchmark": name, "ratios": result["ratios"]}
+    assert result["machine"]["cores"] > 0
+    assert not [secret for secret in (str(ROOT), str(out), platform.node(), f'"{getpass.getuser()}"') if secret in text]
+    return result
+
+
+def test_shard_compares_the_stage_with_ffmpeg_doing_the_same(videos: Path, tmp_path: Path) -> None:
+    result = run("shard", "--data", videos, "--every", "1", "--workers", "1", out=tmp_path)
+    rows = {row["way"]: row for row in result["rows"]}
+    assert {row["frames"] for row in rows.values()} == {60}, "every way must do all of the work"
+    assert all(row["cpu_s_per_video_minute"] > 0 and row["peak_mb_worker"] > 10 for row in rows.values())
+    assert 0.8 < result["ratios"]["bytes_vs_bare_ffmpeg"] < 2, "both sides encode alike"
+    assert 0 < result["ratios"]["throughput_vs_bare_ffmpeg_by_cpu"] < 2
+    assert result["video2dataset"] is None
+
+
+def test_listing_writes_nothing_when_nothing_is_new(tmp_path: Path) -> None:
+    result = run("listing", "--sources", "300", "--place", tmp_path, out=tmp_path)
+    written = {row["case"]: row["written"] for row in result["rows"]}
+    assert written["first look"] == written["look again, one file added"] == 2, "the plan and the cache"
+    assert written["look again, nothing new"] == written["whole stage, nothing to do"] == 0
+    units = {row["case"]: row["units"] for row in result["rows"]}
+    assert (units["first look"], units["look again, one file added"]) == (2, 3)
+    assert set(result["ratios"]) == {"rerun_vs_first", "one_added_vs_first", "stage_rerun_vs_first"}
