@@ -18,14 +18,11 @@ def scratch_folder(workspace: Workspace, name: str) -> Iterator[Path]:
     try:
         yield folder
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        with contextlib.suppress(OSError):  # others have a folder there
-            place.rmdir()
-            place.parent.rmdir()
+        shutil.rmtree(folder, ignore_errors=True)  # and never what lies above it: another may be about to put a folder there
 
 
 def clear_scratch(workspace: Workspace, name: str) -> None:
-    """Remove what killed runs left under a name; the caller holds whatever it stands for against other live runs.
+    """Remove all that lies under a name; the caller holds whatever it stands for against other live runs.
 
     A child process that outlived a killed run may still write into its own folder, which is why every run has a fresh one.
     """

@@ -93,6 +93,7 @@ def run(config: Config, inputs: Mapping[str, Artifact], workspace: Workspace) ->
         found = _look(config, dataset)
         unfinished = [ordinal for ordinal in range(dataset.num_units()) if not dataset.is_committed(ordinal)]
         _make(unfinished, found.seen, config=config, dataset=dataset)
+        clear_scratch(workspace, dataset.name)
         artifact = _accept(config, dataset)
     counts = _with_deferred(artifact.manifest.counts, found)
     return Outcome(artifact, units_done=len(unfinished), units_reused=dataset.num_units() - len(unfinished), counts=counts)

@@ -132,6 +132,7 @@ def _make(config: Config, folder: Path, workspace: Workspace) -> None:
         for wish, box in zip(wanted, in_order(make, wanted, num_workers=num_workers), strict=True):
             boxes[wish.key] = box
             workspace.monitor.advance()
+    clear_scratch(workspace, folder.name)
     write_boxes(folder / BOXES_NAME, boxes)
     publish_bytes(folder / LABELS_NAME, _table([labels(wish, config.scenes) for wish in wanted]))
 

@@ -20,16 +20,17 @@ MIDDLE = {
 
 def kill_in_the_middle(root: Path, first_unit: str) -> None:
     """Start the pipeline, wait for the first unit of a stage, and kill the whole process group."""
+    log = root.parent / "log.txt"
     process = subprocess.Popen(
         command(*SMOKE, "--no-tracking", root=root),
         stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
+        stderr=log.open("wb"),
         start_new_session=True,
         env=ONE_THREAD,
     )
     deadline = time.monotonic() + 300
     while not any(root.glob(first_unit)):
-        assert process.poll() is None, f"the pipeline ended with {process.returncode} before {first_unit} was seen"
+        assert process.poll() is None, f"the pipeline ended before {first_unit} was seen: {log.read_text()}"
         assert time.monotonic() < deadline, f"no {first_unit} within 300 s"
         time.sleep(0.002)
     os.killpg(process.pid, signal.SIGKILL)

@@ -3,6 +3,7 @@
 import random
 import time
 from collections.abc import Iterator
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,12 @@ def global_batches(world_size: int, num_workers: int, *, first_step: int = 0) ->
 
 def _pairs(part: dict[str, Any]) -> Batch:
     return list(zip(part["clip"].tolist(), part["epoch"].tolist(), strict=True))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def fresh_forkserver() -> None:
+    """Workers start at once when the server that forks them has torch: one that an earlier test left has not."""
+    forkserver._forkserver._stop()  # what the standard library's own tests call
 
 
 @pytest.fixture(scope="module")
