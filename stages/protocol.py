@@ -82,7 +82,8 @@ def question(clips: Sequence[Clip], label: str, *, split_label: str, folds: int 
     Args:
         clips: the scored clips.
         label: the label column that holds the classes.
-        split_label: the column whose values ``train`` and ``test`` split the clips; used when ``folds`` is ``None``.
+        split_label: the column whose values ``train`` and ``test`` (without any: ``val``) split the clips; used when ``folds``
+            is ``None``.
         folds: parts of a grouped k-fold instead, in which every clip is tested once.
         group_label: the column of clips that must not be torn apart; ``None``: clips of one source belong together.
 
@@ -116,10 +117,11 @@ def _group(clip: Clip, group_label: str | None, *, required: bool) -> str:
 
 def _by_column(clips: Sequence[Clip], split_label: str) -> tuple[Split, ...]:
     parts = [clip.label(split_label) for clip in clips]
-    train, test = (np.flatnonzero([part == name for part in parts]) for name in ("train", "test"))
+    held_out = "test" if "test" in parts else "val"  # most benchmarks keep the labels of their test split
+    train, test = (np.flatnonzero([part == name for part in parts]) for name in ("train", held_out))
     if not len(train) or not len(test):
         raise ConfigError(
-            f"evaluate.split_label {split_label!r}: {len(train)} clips are 'train' and {len(test)} are 'test' of {len(clips)}; "
+            f"evaluate.split_label {split_label!r}: of {len(clips)} clips {len(train)} are 'train' and {len(test)} {held_out!r}; "
             f"{_known_labels(clips)}; without such a column set evaluate.folds, such as 5"
         )
     return (Split(train, test),)

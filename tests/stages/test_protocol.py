@@ -74,6 +74,11 @@ def test_without_a_group_column_the_clips_of_one_source_stay_together() -> None:
     assert found.num_shared_groups == 0
 
 
+def test_without_a_test_split_the_validation_split_is_held_out() -> None:
+    asked = [clip(number, {"class": str(number // 2 % 2), "split": "train" if number < 8 else "val"}) for number in range(12)]
+    assert ask(asked).splits[0].test.tolist() == [8, 9, 10, 11]
+
+
 def test_clips_without_the_label_are_left_out() -> None:
     asked = clips(9)
     asked[1] = clip(1, {"split": "train", "group": "g1"})
@@ -122,7 +127,7 @@ def test_chance_is_that_of_a_blind_and_of_a_constant_guess() -> None:
         ),
         (clips(9), {"folds": 5}, "folds=5 needs as many groups; the scored clips have 4"),
         (clips(9), {"folds": 2, "group_label": "take"}, "group_label 'take' is not on clip"),
-        (clips(2), {}, "2 clips are 'train' and 0 are 'test' of 2"),
+        (clips(2), {}, "of 2 clips 2 are 'train' and 0 'val'"),
         ([clip(0, {"class": "a", "split": "train"}), clip(1, {"class": "b", "split": "test"})], {}, "show a single class"),
     ],
 )
