@@ -121,8 +121,8 @@ def _by_column(clips: Sequence[Clip], split_label: str) -> tuple[Split, ...]:
     train, test = (np.flatnonzero([part == name for part in parts]) for name in ("train", held_out))
     if not len(train) or not len(test):
         raise ConfigError(
-            f"evaluate.split_label {split_label!r}: of {len(clips)} clips {len(train)} are 'train' and {len(test)} {held_out!r}; "
-            f"{_known_labels(clips)}; without such a column set evaluate.folds, such as 5"
+            f"evaluate.split_label {split_label!r}: of {len(clips)} clips {len(train)} are 'train' and {len(test)} "
+            f"{held_out!r}; {_known_labels(clips)}; without such a column set evaluate.folds, such as 5"
         )
     return (Split(train, test),)
 
