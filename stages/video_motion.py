@@ -12,6 +12,7 @@ What these vectors are, and what they are not:
 Source: export of motion vectors in FFmpeg (libavutil/motion_vector.h). The grid and the units are ours.
 """
 
+import gc
 import io
 from collections.abc import Sequence
 from pathlib import Path
@@ -55,6 +56,8 @@ def motion_file(path: Path) -> bytes:
     frames, height_px, width_px = _read(path)
     data = io.BytesIO()
     np.save(data, motion(frames, height_px=height_px, width_px=width_px), allow_pickle=False)
+    del frames
+    gc.collect(1)  # PyAV ties a frame and its vectors into a ring: few objects, and hundreds of megabytes of pixels
     return data.getvalue()
 
 
@@ -88,7 +91,7 @@ def _read(path: Path) -> tuple[list[_Frame], int, int]:
     """Every frame's vectors, and the height and width of a frame."""
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
-        stream.codec_context.options = {"skip_loop_filter": "all"}  # the pixels are not looked at
+        stream.codec_context.options = {"skip_loop_filter": "all", "skip_idct": "all"}  # no pixel is looked at
         stream.codec_context.flags2 |= Flags2.export_mvs
         stream.codec_context.thread_count = 1
         frames = [_frame(frame) for frame in container.decode(stream)]
