@@ -57,7 +57,6 @@ def machine() -> dict[str, Any]:
         "cpu": _cpu_model(),
         "cores": len(os.sched_getaffinity(0)),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-        "kernel": platform.release(),
         "python": platform.python_version(),
         "packages": {name: version for name in _PACKAGES if (version := _version(name))},
         "ffmpeg": _ffmpeg_version(),
@@ -107,6 +106,11 @@ def spend(argv: Sequence[str | Path], *, environment: Mapping[str, str] | None =
     if failed:
         raise RuntimeError(f"{' '.join(map(str, argv))[:300]}: ended with {failed}; what it printed:\n{output[-2000:]}")
     return Spent(wall_s, cpu_s, watch.peaks, watch.peak_tree, output)
+
+
+def peak_bytes() -> int:
+    """The most memory that this process took; unlike ``getrusage``, not that of its parent before it began."""
+    return _kilobytes(_status(os.getpid()), "VmHWM")
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:

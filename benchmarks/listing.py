@@ -8,7 +8,6 @@ and the whole stage is run. Nothing is decoded.
 import argparse
 import json
 import os
-import resource
 import sys
 import tempfile
 import time
@@ -24,7 +23,6 @@ import pyarrow.parquet as pq
 from benchmarks import _common
 from benchmarks._common import rounded
 from stages import shard
-from stages.planning import planned_entries
 from stages.storage.clips import SEEN, Dataset, Member
 from stages.storage.seen import Seen
 from stages.storage.workspace import Workspace
@@ -153,10 +151,9 @@ def _child(phase: str, told: Mapping[str, Any]) -> None:
         }
     )
     dataset = Dataset(Workspace(Path(told["root"])), shard.dataset_name(config))
-    imported = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    imported = _common.peak_bytes()
     found = _PHASES[phase](config, dataset)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    found |= {"peak_mb": rounded(peak * 1024 / 1e6), "imports_mb": rounded(imported * 1024 / 1e6)}
+    found |= {"peak_mb": rounded(_common.peak_bytes() / 1e6), "imports_mb": rounded(imported / 1e6)}
     _common.say(json.dumps(found))
 
 
@@ -199,22 +196,23 @@ def _timed(items: Iterable[Item], spent: dict[str, float], name: str) -> Iterato
 def _hand_out(config: shard.Config, dataset: Dataset) -> dict[str, Any]:
     """Say where the sources of every unit lie: some units, and from them all."""
     units = dataset.num_units()
-    sample = list(range(0, units, max(1, units // _SAMPLE_UNITS)))
     begun = time.perf_counter()
     seen = Seen.load(dataset.folder / SEEN)
-    loaded = time.perf_counter()
-    for _ in shard._units(sample, seen, config=config, dataset=dataset, num_threads=1):
-        pass
-    handed = time.perf_counter()
-    for ordinal in sample:
-        planned_entries(dataset, ordinal)
-    per_unit = [(handed - loaded) / len(sample), (time.perf_counter() - handed) / len(sample)]
+    _describe([0], seen, config, dataset)
+    ready = time.perf_counter()
+    sample = list(range(0, units, max(1, units // _SAMPLE_UNITS)))
+    _describe(sample, seen, config, dataset)
+    per_unit_s = (time.perf_counter() - ready) / len(sample)
     return {
-        "seconds": rounded(loaded - begun + units * per_unit[0]),
+        "seconds": rounded(ready - begun + units * per_unit_s),
         "units": units,
-        "ms_per_unit": rounded(per_unit[0] * 1e3),
-        "reading_ms_per_unit": rounded(per_unit[1] * 1e3),
+        "ms_per_unit": rounded(per_unit_s * 1e3),
     }
+
+
+def _describe(ordinals: Sequence[int], seen: Seen, config: shard.Config, dataset: Dataset) -> None:
+    for _ in shard._units(ordinals, seen, config=config, dataset=dataset, num_threads=1):
+        pass
 
 
 def _finish(config: shard.Config, dataset: Dataset) -> dict[str, Any]:

@@ -21,13 +21,14 @@ MIDDLE = {
 def kill_in_the_middle(root: Path, first_unit: str) -> None:
     """Start the pipeline, wait for the first unit of a stage, and kill the whole process group."""
     log = root.parent / "log.txt"
-    process = subprocess.Popen(
-        command(*SMOKE, "--no-tracking", root=root),
-        stdout=subprocess.DEVNULL,
-        stderr=log.open("wb"),
-        start_new_session=True,
-        env=ONE_THREAD,
-    )
+    with log.open("wb") as errors:
+        process = subprocess.Popen(
+            command(*SMOKE, "--no-tracking", root=root),
+            stdout=subprocess.DEVNULL,
+            stderr=errors,
+            start_new_session=True,
+            env=ONE_THREAD,
+        )
     deadline = time.monotonic() + 300
     while not any(root.glob(first_unit)):
         assert process.poll() is None, f"the pipeline ended before {first_unit} was seen: {log.read_text()}"
