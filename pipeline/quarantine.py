@@ -4,6 +4,7 @@ Sources stay where they are, untouched. ``retry`` and ``waive`` record a decisio
 heavy imports happen inside the commands, so that help is instant.
 """
 
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
@@ -18,6 +19,17 @@ _Reason = Annotated[str | None, typer.Option("--reason", metavar="REASON", help=
 _All = Annotated[bool, typer.Option("--all", help="All sources in quarantine, copies of others aside.")]
 _Note = Annotated[str, typer.Option("--note", metavar="TEXT", help="Why; kept with the decision.")]
 
+_DECISIONS = {
+    "retry": (
+        "Let the next `lvmae shard` read sources again, for example after a limit or a tool has changed.",
+        "retry --reason truncated",
+    ),
+    "waive": (
+        "Accept that sources are lost: they no longer count towards the share of failures that stops a run.",
+        "waive kitchen/0042.mp4 --note 'the camera died'",
+    ),
+}
+
 
 def build() -> typer.Typer:
     """The command with its subcommands."""
@@ -28,8 +40,8 @@ def build() -> typer.Typer:
     )
     app.command("list", epilog="Example: lvmae quarantine list --reason truncated --json")(_list)
     app.command("show", epilog="Example: lvmae quarantine show kitchen/0042.mp4")(_show)
-    app.command("retry", epilog="Example: lvmae quarantine retry --reason truncated")(_retry)
-    app.command("waive", epilog="Example: lvmae quarantine waive kitchen/0042.mp4 --note 'the camera died'")(_waive)
+    for decision, (meaning, example) in _DECISIONS.items():
+        app.command(decision, help=meaning, epilog=f"Example: lvmae quarantine {example}")(_decision_command(decision))
     return app
 
 
@@ -58,33 +70,20 @@ def _show(
         cases.show(cases.chosen(root, dataset, keys, reason=reason), as_json=as_json)
 
 
-def _retry(
-    keys: _Keys = None,
-    dataset: _Dataset = None,
-    reason: _Reason = None,
-    every: _All = False,
-    note: _Note = "",
-    root: Root = "workspace",
-    verbose: Verbose = False,
-) -> None:
-    """Let the next `lvmae shard` read sources again, for example after a limit or a tool has changed."""
-    with reporting(verbose):
-        from pipeline import cases
+def _decision_command(decision: str) -> Callable[..., None]:
+    def command(
+        keys: _Keys = None,
+        dataset: _Dataset = None,
+        reason: _Reason = None,
+        every: _All = False,
+        note: _Note = "",
+        root: Root = "workspace",
+        verbose: Verbose = False,
+    ) -> None:
+        with reporting(verbose):
+            from pipeline import cases
 
-        cases.retry(cases.chosen(root, dataset, keys, reason=reason, every=every), note)
+            decide = {"retry": cases.retry, "waive": cases.waive}[decision]
+            decide(cases.chosen(root, dataset, keys, reason=reason, every=every), note)
 
-
-def _waive(
-    keys: _Keys = None,
-    dataset: _Dataset = None,
-    reason: _Reason = None,
-    every: _All = False,
-    note: _Note = "",
-    root: Root = "workspace",
-    verbose: Verbose = False,
-) -> None:
-    """Accept that sources are lost: they no longer count towards the share of failures that stops a run."""
-    with reporting(verbose):
-        from pipeline import cases
-
-        cases.waive(cases.chosen(root, dataset, keys, reason=reason, every=every), note)
+    return command

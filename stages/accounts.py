@@ -36,6 +36,11 @@ def standing_faults(dataset: Dataset) -> list[Case]:
     return [case for case in cases(dataset) if case.state is State.NEW and case.reason not in COPIES]
 
 
+def allowed(num_new: int, *, max_failed_share: float, min_failed: int) -> float:
+    """How many of the new sources may be in quarantine before a run stops."""
+    return max(min_failed, max_failed_share * num_new)
+
+
 def check_failures(dataset: Dataset, faults: Sequence[Case], *, num_new: int, max_failed_share: float, min_failed: int) -> None:
     """Hold the share of new sources that are in quarantine against what is allowed.
 
@@ -49,7 +54,7 @@ def check_failures(dataset: Dataset, faults: Sequence[Case], *, num_new: int, ma
     Raises:
         TooManyFailures: it is larger; running again does not make it smaller.
     """
-    if len(faults) <= max(min_failed, max_failed_share * num_new):
+    if len(faults) <= allowed(num_new, max_failed_share=max_failed_share, min_failed=min_failed):
         return
     reasons = collections.Counter(case.reason for case in faults)
     listed = ", ".join(f"{reason} {count}" for reason, count in reasons.most_common())

@@ -91,12 +91,13 @@ def run(config: Config, inputs: Mapping[str, Artifact], workspace: Workspace) ->
         dataset.sweep()
         clear_scratch(workspace, dataset.name)
         found = _look(config, dataset)
-        unfinished = [ordinal for ordinal in range(dataset.num_units()) if not dataset.is_committed(ordinal)]
+        num_units = dataset.num_units()
+        unfinished = sorted(set(range(num_units)).difference(dataset.committed()))
         _make(unfinished, found.seen, config=config, dataset=dataset)
         clear_scratch(workspace, dataset.name)
         artifact = _accept(config, dataset)
     counts = _with_deferred(artifact.manifest.counts, found)
-    return Outcome(artifact, units_done=len(unfinished), units_reused=dataset.num_units() - len(unfinished), counts=counts)
+    return Outcome(artifact, units_done=len(unfinished), units_reused=num_units - len(unfinished), counts=counts)
 
 
 def _look(config: Config, dataset: Dataset) -> Found:
@@ -138,7 +139,7 @@ def _make(unfinished: Sequence[int], seen: Seen, *, config: Config, dataset: Dat
     with contextlib.closing(made):
         for unit in made:
             num_faults += unit.faults
-            if num_faults > max(config.min_failed, config.max_failed_share * num_new):
+            if num_faults > accounts.allowed(num_new, max_failed_share=config.max_failed_share, min_failed=config.min_failed):
                 _check_failures(config, dataset, num_unfinished=num_new)
     invisible = set(unfinished).difference(dataset.committed())
     if invisible:
