@@ -7,7 +7,6 @@ depends on nothing but its arguments, so that any number of workers chooses the 
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import ClassVar
 
 import torch
 
@@ -19,8 +18,10 @@ from models.shapes import Bool, Int, Shaped, Tensor
 class MaskingConfig(Config, ABC):
     """What every rule offers; a file in this folder holds one subclass named ``Config``."""
 
-    needs: ClassVar[tuple[str, ...]] = ()
-    """Names of the precomputed products the rule reads, such as ``priority``."""
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Names of the precomputed products the rule reads, such as ``priority``; by itself a rule reads none."""
+        return ()
 
     @abstractmethod
     def count(self, grid: Grid) -> int:
@@ -31,7 +32,7 @@ class MaskingConfig(Config, ABC):
         self,
         grid: Grid,
         *,
-        products: Mapping[str, Shaped[Tensor, " N"]],
+        products: Mapping[str, Shaped[Tensor, "N ..."]],
         real: Bool[Tensor, " N"],
         generator: torch.Generator,
     ) -> Int[Tensor, " M"]:
@@ -39,7 +40,7 @@ class MaskingConfig(Config, ABC):
 
         Args:
             grid: the token grid of the clip.
-            products: one value per token for every name in ``needs``.
+            products: for every name in ``needs`` one value per token, or several.
             real: true for tokens of recorded frames. Padding is chosen only when nothing else is left.
             generator: the only source of chance.
         """

@@ -24,7 +24,7 @@ class Config(MaskingConfig):
         self,
         grid: Grid,
         *,
-        products: Mapping[str, Shaped[Tensor, " N"]],
+        products: Mapping[str, Shaped[Tensor, "N ..."]],
         real: Bool[Tensor, " N"],
         generator: torch.Generator,
     ) -> Int[Tensor, " M"]:

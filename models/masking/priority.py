@@ -1,14 +1,14 @@
-"""The most important tokens of the clip by learned priority, and a few random others."""
+"""The tokens of the clip that score highest, by learned priority or by another product, and a few random others."""
 
 from collections.abc import Mapping
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field, model_validator
 
 from models.grid import Grid
 from models.masking import MaskingConfig, first_real, share_of, shuffled
-from models.shapes import Bool, Int, Shaped, Tensor
+from models.shapes import Bool, Float, Int, Shaped, Tensor
 from models.top_k import top_k_positions
 
 
@@ -18,13 +18,15 @@ class Config(MaskingConfig):
     Source: arXiv 2411.13683, section 3: 10 % by priority and 5 % at random. That the two do not overlap is our reading.
     """
 
-    needs: ClassVar[tuple[str, ...]] = ("priority",)
-
     name: Literal["priority"] = "priority"
     """The name in a recipe."""
 
+    by: str = Field(default="priority", min_length=1)
+    """The product that is the score: ``priority`` is the tokenizer's, the others are those that ``precompute`` stores. Of a
+    product with several values per token, such as a motion vector, the score is the vector's length."""
+
     top: float = Field(default=0.10, ge=0, le=1)
-    """Tokens taken for their priority over tokens of the clip, rounded down."""
+    """Tokens taken for their score over tokens of the clip, rounded down."""
 
     random: float = Field(default=0.05, ge=0, le=1)
     """Tokens drawn from the rest over tokens of the clip, rounded down."""
@@ -35,21 +37,31 @@ class Config(MaskingConfig):
             raise ValueError(f"top {self.top} and random {self.random} must add up to a share above 0 and at most 1")
         return self
 
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The product that is the score."""
+        return (self.by,)
+
     def count(self, grid: Grid) -> int:
         """Top and random tokens together, each rounded down."""
         return share_of(self.top, grid.num_tokens) + share_of(self.random, grid.num_tokens)
+
+    def scores(self, products: Mapping[str, Shaped[Tensor, "N ..."]]) -> Float[Tensor, " N"]:
+        """One number per token, in single precision: lengths of half-precision vectors would overflow or become equal."""
+        values = products[self.by].float()
+        return values if values.ndim == 1 else torch.linalg.vector_norm(values, dim=-1)
 
     def select(
         self,
         grid: Grid,
         *,
-        products: Mapping[str, Shaped[Tensor, " N"]],
+        products: Mapping[str, Shaped[Tensor, "N ..."]],
         real: Bool[Tensor, " N"],
         generator: torch.Generator,
     ) -> Int[Tensor, " M"]:
-        """Positions of the highest ``products["priority"]`` and of random others; equal priorities go to the lowest."""
-        by_priority = top_k_positions(products["priority"], grid.num_tokens)
-        top = first_real(by_priority, real, share_of(self.top, grid.num_tokens))
+        """Positions of the highest scores and of random others; among equal scores the lowest position wins."""
+        by_score = top_k_positions(self.scores(products), grid.num_tokens)
+        top = first_real(by_score, real, share_of(self.top, grid.num_tokens))
         left_over = torch.ones_like(real).scatter(0, top, False)
         order = shuffled(grid.num_tokens, generator)
         drawn = first_real(order[left_over[order]], real, share_of(self.random, grid.num_tokens))

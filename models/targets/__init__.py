@@ -7,6 +7,7 @@ from torch import nn
 
 from models.config import Config
 from models.grid import Patching
+from models.quantizers import QuantizerConfig
 
 
 class Target(nn.Module):
@@ -27,10 +28,10 @@ class TargetConfig(Config, ABC):
     """Names of the precomputed products the target reads, such as ``codes``."""
 
     @abstractmethod
-    def build(self, patching: Patching, levels: tuple[int, ...]) -> Target:
+    def build(self, patching: Patching, quantizer: QuantizerConfig) -> Target:
         """The module that makes the vectors.
 
         Args:
             patching: the pixels of one token.
-            levels: levels of the tokenizer's quantizer; a target made of pixels ignores them.
+            quantizer: the tokenizer's; a target made of pixels ignores it.
         """

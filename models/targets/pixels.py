@@ -6,6 +6,7 @@ from typing import Literal
 from einops import rearrange
 
 from models.grid import Patching
+from models.quantizers import QuantizerConfig
 from models.shapes import Float, Shaped, Tensor
 from models.targets import Target, TargetConfig
 
@@ -19,7 +20,7 @@ class Config(TargetConfig):
     name: Literal["pixels"] = "pixels"
     """The name in a recipe."""
 
-    def build(self, patching: Patching, levels: tuple[int, ...]) -> Target:
+    def build(self, patching: Patching, quantizer: QuantizerConfig) -> Target:
         """A module without parameters."""
         return StandardisedPixels(patching)
 

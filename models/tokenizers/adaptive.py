@@ -4,45 +4,57 @@ Trained on short windows and then frozen, it gives a masked autoencoder two thin
 predicted, and a priority for every token, to choose which. It holds no losses; those belong to its training.
 """
 
+import contextlib
 import math
-from typing import Annotated, NamedTuple
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 from einops import rearrange
 from pydantic import Field, model_validator
-from torch import nn
 
-from models.config import Config as BaseConfig
 from models.convolution import Scorer, Stage, down, initialise, up
-from models.fsq import FSQ
-from models.grid import Patching
+from models.extension import extension
+from models.selection import SelectionConfig, straight_through
 from models.shapes import Float, Int, Tensor
-from models.top_k import straight_through_top_k
+from models.tokenizers import Tokenizer, TokenizerConfig, slot_distance
+
+VARIANTS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
+    {
+        "tiny": {"base_channels": 32, "channel_multipliers": (1, 2, 4), "num_res_blocks": 1, "stem_patch_px": 4},
+        "small": {"base_channels": 32, "channel_multipliers": (1, 2, 4, 4), "num_res_blocks": 2, "stem_patch_px": 2},
+        "base": {"base_channels": 64, "channel_multipliers": (1, 2, 2, 4, 4), "num_res_blocks": 2, "stem_patch_px": 1},
+        "large": {"base_channels": 128, "channel_multipliers": (1, 2, 2, 4, 4), "num_res_blocks": 2, "stem_patch_px": 1},
+    }
+)
+"""Sizes by name, for tokens of 16 px. ``base`` and ``large`` are MAGVIT-B and MAGVIT-L of arXiv 2212.05199 with a fifth stage;
+``tiny`` and ``small`` are our choice for processors without an accelerator."""
 
 
-class Config(BaseConfig):
-    """The architecture of the tokenizer; the defaults are the paper's where the paper says."""
+class Config(TokenizerConfig):
+    """The architecture of the tokenizer; the defaults are the paper's where the paper says.
 
-    window_frames: int = Field(default=16, gt=0)
-    """Frames the tokenizer sees at once. Source: arXiv 2411.13683."""
+    ``variant: tiny`` (or another of ``VARIANTS``) stands for the sizes of that name; a size that is given beside it wins.
+    """
 
-    patching: Patching = Patching()
-    """The pixels of one token: 8 x 14 x 14 tokens from 16 x 224 x 224. Source: arXiv 2411.13683."""
-
-    levels: tuple[Annotated[int, Field(ge=3)], ...] = (8,) * 6
-    """Levels per quantized channel; six of 8 make the paper's 2**18 codes, the split into six is our choice."""
+    name: Literal["adaptive"] = "adaptive"
+    """The name in a recipe."""
 
     top_k: Annotated[int, Field(gt=0)] | Annotated[float, Field(gt=0, lt=1)] = 768
     """Tokens kept per window in training: a whole number, or below one a share of the window, rounded down.
 
-    The always kept first slot counts among them. Source: arXiv 2411.13683 keeps 768, of 1568 at 224 px.
+    Source: arXiv 2411.13683 keeps 768, of 1568 at 224 px.
     """
 
     keep_first_slot: bool = True
     """Whether training always keeps the first slot, which has no predecessor to differ from. Source: arXiv 2411.13683."""
 
-    temperature: float = Field(default=1.0, gt=0)
-    """Width of the gradient of the selection, in standard deviations of the priorities. Our choice."""
+    top_k_counts_first_slot: bool = True
+    """Whether the always kept first slot is among the ``top_k`` or comes on top of them. arXiv 2411.13683 does not say."""
+
+    selection: extension("models.selection", SelectionConfig) = straight_through.Config()
+    """How the kept tokens are chosen and how a gradient reaches the priorities."""
 
     base_channels: int = Field(default=64, gt=0)
     """Channels that the multipliers multiply. Source: MAGVIT-B, arXiv 2212.05199."""
@@ -66,13 +78,19 @@ class Config(BaseConfig):
     scorer_channels: int = Field(default=64, gt=0)
     """Features per token that the priority is measured on. Our choice."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _from_variant(cls, value: Any) -> Any:
+        if not isinstance(value, Mapping) or "variant" not in value:
+            return value
+        fields = dict(value)
+        variant = fields.pop("variant")
+        if variant not in VARIANTS:
+            raise ValueError(f"unknown variant {variant!r}; known: {', '.join(VARIANTS)}")
+        return {**VARIANTS[variant], **fields}
+
     @model_validator(mode="after")
     def _sizes_fit_together(self) -> "Config":
-        if self.window_frames % self.patching.tubelet_frames or self.window_slots < 2:
-            raise ValueError(
-                f"window_frames {self.window_frames} must be two or more whole tubelets of "
-                f"patching.tubelet_frames {self.patching.tubelet_frames}"
-            )
         halvings = math.log2(self.patching.patch_px / self.stem_patch_px)
         if halvings != len(self.channel_multipliers) - 1:
             raise ValueError(
@@ -87,10 +105,9 @@ class Config(BaseConfig):
             )
         return self
 
-    @property
-    def window_slots(self) -> int:
-        """Temporal slots in a window."""
-        return self.window_frames // self.patching.tubelet_frames
+    def build(self) -> "AdaptiveTokenizer":
+        """The untrained module."""
+        return AdaptiveTokenizer(self)
 
     def num_kept(self, window_tokens: int) -> int:
         """Tokens that training keeps in a window.
@@ -100,6 +117,7 @@ class Config(BaseConfig):
         """
         kept = self.top_k if isinstance(self.top_k, int) else math.floor(self.top_k * window_tokens + 1e-9)
         always = window_tokens // self.window_slots if self.keep_first_slot else 0
+        kept += 0 if self.top_k_counts_first_slot else always
         if not always < kept <= window_tokens:
             raise ValueError(
                 f"top_k {self.top_k} keeps {kept} tokens; a window has {window_tokens}, "
@@ -123,6 +141,8 @@ class Reconstruction(NamedTuple):
     codes: Int[Tensor, "B t h w"]
     priority: Float[Tensor, "B t h w"]
     keep: Float[Tensor, "B t h w"]
+    penalty: Float[Tensor, ""]
+    """What the quantizer adds to the loss."""
 
 
 def centred(clip: Float[Tensor, "B C T H W"]) -> Float[Tensor, "B C T H W"]:
@@ -130,17 +150,17 @@ def centred(clip: Float[Tensor, "B C T H W"]) -> Float[Tensor, "B C T H W"]:
     return clip * 2 - 1
 
 
-class AdaptiveTokenizer(nn.Module):
+class AdaptiveTokenizer(Tokenizer):
     """Encoder, token scorer, selection, quantizer and decoder.
 
     Source: arXiv 2411.13683, section 3.1, on the autoencoder of MAGVIT, arXiv 2212.05199. A sigmoid keeps the output
     in [0, 1], which is our choice.
     """
 
+    config: Config
+
     def __init__(self, config: Config) -> None:
-        super().__init__()
-        self.config = config
-        self.quantizer = FSQ(config.levels)
+        super().__init__(config)
         pixels = 3 * config.stem_patch_px**2
         stages, blocks = config.stages(), config.num_res_blocks
         self.encoder = down(pixels, self.quantizer.dim, stages=stages, blocks_per_stage=blocks)
@@ -153,13 +173,15 @@ class AdaptiveTokenizer(nn.Module):
         )
         self.apply(initialise)
 
-    def forward(self, clip: Float[Tensor, "B 3 T H W"]) -> Reconstruction:
+    def forward(self, clip: Float[Tensor, "B 3 T H W"], generator: torch.Generator | None = None) -> Reconstruction:
         """The clip rebuilt from its kept tokens, with the codes, priorities and selection that led to it.
 
-        A token that is not kept is zeroed before quantization, so its code is the quantizer's centre code.
+        A token that is not kept is zeroed before quantization, so its code is the quantizer's code of zero; ``keep`` tells
+        it from a token that has this code by itself.
 
         Args:
             clip: one window, pixels in [0, 1].
+            generator: chance in the selection, for the forms that have some; ``None``: none.
 
         Raises:
             ValueError: the clip is not one window long, or ``top_k`` does not fit its tokens.
@@ -167,9 +189,11 @@ class AdaptiveTokenizer(nn.Module):
         if clip.shape[2] != self.config.window_frames:
             raise ValueError(f"a window has {self.config.window_frames} frames, the clip {clip.shape[2]}")
         priority = self.priority(clip)
-        keep = self.select(priority)
-        vectors = self.quantizer(self.latents(clip) * keep[..., None])  # [B, t, h, w, d]
-        return Reconstruction(self.rebuild(vectors), self.quantizer.codes(vectors.detach()), priority, keep)
+        keep = self.select(priority, generator)
+        latents = self.latents(clip)
+        vectors = self.quantizer(latents * keep[..., None])  # [B, t, h, w, d]
+        codes = self.quantizer.codes(vectors.detach())
+        return Reconstruction(self.rebuild(vectors), codes, priority, keep, self.quantizer.penalty(latents))
 
     def latents(self, clip: Float[Tensor, "B 3 T H W"]) -> Float[Tensor, "B t h w d"]:
         """Latents before quantization, for every token."""
@@ -186,50 +210,16 @@ class AdaptiveTokenizer(nn.Module):
         return torch.sigmoid(pixels)
 
     def priority(self, clip: Float[Tensor, "B 3 T H W"]) -> Float[Tensor, "B t h w"]:
-        """How far each token's features lie from those at the same place in the slot before; 0 for a still image.
+        """Distance of every token's score features from those at the same place in the slot before."""
+        kind = clip.device.type
+        # Few bits would make ties of what is to be ranked. Meta tensors, which only count, know no autocast.
+        with torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else contextlib.nullcontext():
+            return slot_distance(self.scorer(centred(clip.float())))
 
-        The first slot has no slot before it and repeats the second slot's values, as EVEREST does.
-        """
-        features = self.scorer(centred(clip))
-        distance = torch.linalg.vector_norm(features[:, :, 1:] - features[:, :, :-1], dim=1)  # [B, t-1, h, w]
-        return torch.cat([distance[:, :1], distance], dim=1)
-
-    def select(self, priority: Float[Tensor, "B t h w"]) -> Float[Tensor, "B t h w"]:
+    def select(self, priority: Float[Tensor, "B t h w"], generator: torch.Generator | None = None) -> Float[Tensor, "B t h w"]:
         """One for every token that training keeps, zero for the others, with a gradient to the priorities."""
         kept = self.config.num_kept(priority[0].numel())
         free = priority[:, 1:] if self.config.keep_first_slot else priority
         always = torch.ones_like(priority[:, : priority.shape[1] - free.shape[1]])
-        num_free = kept - always[0].numel()
-        chosen = straight_through_top_k(free.flatten(1), num_free, self.config.temperature)
+        chosen = self.config.selection.keep(free.flatten(1), kept - always[0].numel(), generator)
         return torch.cat([always, chosen.view_as(free)], dim=1)
-
-    @torch.no_grad()
-    def tokenize(self, clip: Float[Tensor, "B 3 T H W"]) -> tuple[Int[Tensor, "B t h w"], Float[Tensor, "B t h w"]]:
-        """Codes and priorities of every token, none of them zeroed.
-
-        A long clip is cut into windows that do not overlap; every window's first slot repeats its second slot's
-        priority.
-
-        Args:
-            clip: a whole number of windows, pixels in [0, 1].
-
-        Raises:
-            einops.EinopsError: the clip is not a whole number of windows.
-        """
-        frames = self.config.window_frames
-        windows = rearrange(clip, "B C (n T) H W -> (B n) C T H W", T=frames)
-        codes = self.quantizer.codes(self.quantizer(self.latents(windows)))
-        joined = "(B n) t h w -> B (n t) h w"
-        num_clips = clip.shape[0]
-        return rearrange(codes, joined, B=num_clips), rearrange(self.priority(windows), joined, B=num_clips)
-
-    @torch.no_grad()
-    def decode(self, codes: Int[Tensor, "B t h w"]) -> Float[Tensor, "B 3 T H W"]:
-        """Pixels in [0, 1] from codes, window by window as ``tokenize`` made them.
-
-        Raises:
-            einops.EinopsError: the codes are not a whole number of windows.
-        """
-        windows = rearrange(codes, "B (n t) h w -> (B n) t h w", t=self.config.window_slots)
-        clips = self.rebuild(self.quantizer.vectors(windows))
-        return rearrange(clips, "(B n) C T H W -> B C (n T) H W", B=codes.shape[0])

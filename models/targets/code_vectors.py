@@ -1,10 +1,10 @@
-"""The tokenizer's quantized latents: the grid vectors that the stored codes stand for."""
+"""The tokenizer's quantized latents: the vectors that the stored codes stand for."""
 
 from collections.abc import Mapping
 from typing import ClassVar, Literal
 
-from models.fsq import FSQ
 from models.grid import Patching
+from models.quantizers import QuantizerConfig
 from models.shapes import Float, Shaped, Tensor
 from models.targets import Target, TargetConfig
 
@@ -17,20 +17,20 @@ class Config(TargetConfig):
 
     needs: ClassVar[tuple[str, ...]] = ("codes",)
 
-    name: Literal["fsq_codes"] = "fsq_codes"
+    name: Literal["code_vectors"] = "code_vectors"
     """The name in a recipe."""
 
-    def build(self, patching: Patching, levels: tuple[int, ...]) -> Target:
+    def build(self, patching: Patching, quantizer: QuantizerConfig) -> Target:
         """A table look-up without a table: a code's digits are its vector."""
-        return CodeVectors(levels)
+        return CodeVectors(quantizer)
 
 
 class CodeVectors(Target):
     """The quantizer's vectors of ``products["codes"]``."""
 
-    def __init__(self, levels: tuple[int, ...]) -> None:
+    def __init__(self, quantizer: QuantizerConfig) -> None:
         super().__init__()
-        self.quantizer = FSQ(levels)
+        self.quantizer = quantizer.build()
         self.dim = self.quantizer.dim
 
     def forward(

@@ -4,14 +4,35 @@ There is no codebook to learn, to commit to or to keep alive; the layer has no p
 """
 
 import math
+from typing import Annotated, Literal
 
 import torch
-from torch import nn
+from pydantic import Field
 
+from models.quantizers import Quantizer, QuantizerConfig
 from models.shapes import Float, Int, Tensor
 
 
-class FSQ(nn.Module):
+class Config(QuantizerConfig):
+    """Source: arXiv 2309.15505; arXiv 2411.13683 uses it with 2**18 codes and does not say how they are split."""
+
+    name: Literal["fsq"] = "fsq"
+    """The name in a recipe."""
+
+    levels: tuple[Annotated[int, Field(ge=3)], ...] = Field(default=(8,) * 6, min_length=1)
+    """Levels per channel; six of 8 make the paper's 2**18 codes, the split into six is our choice."""
+
+    def build(self) -> "FSQ":
+        """The layer."""
+        return FSQ(self.levels)
+
+    @property
+    def channel_levels(self) -> tuple[int, ...]:
+        """The levels themselves."""
+        return self.levels
+
+
+class FSQ(Quantizer):
     """Rounds latents to a grid of vectors in [-1, 1] and numbers the grid points.
 
     A channel with L levels is squashed to just over L integers and rounded, with the gradient passed straight through.
@@ -37,7 +58,8 @@ class FSQ(nn.Module):
         super().__init__()
         if not levels or min(levels) < 3:
             raise ValueError(f"every channel needs at least 3 levels, got {levels}")
-        self.levels = levels
+        self.dim, self.codebook_size = len(levels), math.prod(levels)
+        self.zero_code = sum(level // 2 * math.prod(levels[:channel]) for channel, level in enumerate(levels))
         per_channel = torch.tensor(levels)
         # A thousandth more than half the range keeps the outermost levels reachable by a finite latent.
         half_range = (per_channel - 1) * 1.001 / 2
@@ -53,21 +75,6 @@ class FSQ(nn.Module):
         for name, constant in constants.items():
             self.register_buffer(name, constant, persistent=False)
 
-    @property
-    def dim(self) -> int:
-        """Channels of a latent and of a vector."""
-        return len(self.levels)
-
-    @property
-    def codebook_size(self) -> int:
-        """Number of different codes, K."""
-        return math.prod(self.levels)
-
-    @property
-    def centre_code(self) -> int:
-        """The code of the zero latent; what a token zeroed before quantization becomes."""
-        return sum(level // 2 * math.prod(self.levels[:channel]) for channel, level in enumerate(self.levels))
-
     def forward(self, latents: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
         """The nearest grid vectors, in float32 and in [-1, 1]; the gradient is that of the squashing alone.
 
@@ -80,10 +87,18 @@ class FSQ(nn.Module):
 
     def codes(self, vectors: Float[Tensor, "*batch d"]) -> Int[Tensor, "*batch"]:
         """The numbers of grid vectors, 0 ... K-1."""
-        digits = (vectors.float() * self.half_width).round().long() + self.half_width
-        return (digits * self.base).sum(dim=-1)
+        return self._numbered((vectors.float() * self.half_width).round().long())
 
     def vectors(self, codes: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch d"]:
         """The grid vectors of codes; the inverse of ``codes``."""
         digits = codes.long()[..., None] // self.base % self.radix
         return (digits - self.half_width) / self.half_width
+
+    def nearest(self, points: Float[Tensor, "*batch d"]) -> Int[Tensor, "*batch"]:
+        """The code of the grid vector closest to each point, inside the grid or beyond its edges."""
+        lowest, highest = -self.half_width, self.radix - 1 - self.half_width
+        return self._numbered(torch.clamp((points.float() * self.half_width).round().long(), lowest, highest))
+
+    def _numbered(self, steps: Int[Tensor, "*batch d"]) -> Int[Tensor, "*batch"]:
+        """Codes of grid points, given in steps from the centre along every channel."""
+        return ((steps + self.half_width) * self.base).sum(dim=-1)
