@@ -95,6 +95,48 @@ def test_equal_priorities_go_to_the_lowest_positions():
     assert chosen.tolist() == list(range(6))
 
 
+def test_a_masking_needs_the_product_that_it_ranks_by():
+    assert priority.Config().needs == ("priority",)
+    assert priority.Config(by="flow").needs == ("flow",)
+    assert tube.Config().needs == none.Config().needs == ()
+
+
+def test_the_score_is_the_product_that_is_named():
+    draw = torch.Generator().manual_seed(5)
+    products = {name: torch.rand(SMALL.num_tokens, generator=draw).half() for name in ("priority", "flow")}
+    for name, scores in products.items():
+        chosen = select(priority.Config(by=name, random=0), SMALL, products=products)
+        assert set(chosen.tolist()) == set(scores.topk(6).indices.tolist())
+
+
+def test_the_score_of_vectors_is_their_length():
+    vectors = torch.zeros(SMALL.num_tokens, 2, dtype=torch.float16)
+    vectors[7], vectors[20], vectors[33], vectors[41] = (torch.tensor(pair) for pair in ([-3, 4], [0, -4.5], [3, 3], [4, 0]))
+    assert select(priority.Config(by="motion", top=0.05, random=0), SMALL, products={"motion": vectors}).tolist() == [7, 20, 33]
+
+
+def test_lengths_are_compared_in_single_precision():
+    vectors = torch.zeros(SMALL.num_tokens, 2, dtype=torch.float16)
+    vectors[1] = torch.tensor([2048, 1])  # as long as [2048, 0] to half precision
+    vectors[2] = torch.tensor([2048, 0])
+    vectors[3] = torch.tensor([2048, 2])
+    vectors[4] = torch.tensor([60_000, 60_000])  # longer than half precision can tell
+    vectors[5] = torch.tensor([65_504, 0])
+    config = priority.Config(by="motion", top=0.05, random=0)
+    assert select(config, SMALL, products={"motion": vectors}).tolist() == [3, 4, 5]
+    assert select(config, SMALL, products={"motion": vectors.where(vectors < 3000, 0)}).tolist() == [1, 2, 3]
+    by_one = priority.Config(by="motion", top=0.02, random=0)
+    assert select(by_one, SMALL, products={"motion": vectors[:3].repeat(20, 1)}).tolist() == [1]
+
+
+@pytest.mark.parametrize("shape", [(SMALL.num_tokens,), (SMALL.num_tokens, 2), (SMALL.num_tokens, 1)])
+@pytest.mark.parametrize("slots", [0, 2, 4])
+def test_equal_scores_of_any_product_fill_the_count_from_the_lowest_position(shape, slots):
+    config = priority.Config(by="flow", top=0.6, random=0)
+    chosen = select(config, SMALL, real=recorded(SMALL, slots), products={"flow": torch.zeros(shape, dtype=torch.float16)})
+    assert chosen.tolist() == list(range(36))
+
+
 def test_padding_has_no_priority_however_high_its_score():
     scores = torch.arange(float(SMALL.num_tokens))
     chosen = select(priority.Config(top=0.1, random=0), SMALL, real=recorded(SMALL, 2), products={"priority": scores})
