@@ -41,11 +41,13 @@ class Recipe(Config):
 
     @model_validator(mode="after")
     def _sections_fit_together(self) -> Self:
-        lacking = self.pretrain.needs - frozenset(precompute.PRODUCTS)
+        stored = self.precompute.product_names
+        lacking = self.pretrain.needs - stored
         if lacking:
             raise ValueError(
                 f"pretrain needs {', '.join(sorted(lacking))} per token (a masking or the target asks for "
-                f"them), and precompute stores {', '.join(precompute.PRODUCTS)} alone; choose another masking or target"
+                f"them), and precompute stores {', '.join(sorted(stored))} alone; add to precompute.products, or choose "
+                "another masking or target"
             )
         if self.tokenizer.model.patching != self.pretrain.model.patching:
             raise ValueError(

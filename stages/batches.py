@@ -5,10 +5,12 @@ positions. So a run resumes at any step, with any number of ranks and workers, o
 """
 
 import collections
+import functools
 import multiprocessing
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from multiprocessing.context import BaseContext
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -20,8 +22,9 @@ from stages.storage.index import Clip, Index, read_clip
 from stages.video_decode import Crop, Pixels, decode
 
 Sample = dict[str, Any]
+Item = TypeVar("Item")
 
-_PRELOADED = ["stages.batches", "stages.storage.targets"]
+_PRELOADED = ["stages.batches", "stages.storage.targets.chunks"]
 """What every worker imports: read once, by the server that they are forked from."""
 
 
@@ -87,6 +90,8 @@ class Draw(NamedTuple):
 
     clip: Clip
     epoch: int
+    attached: tuple[Any, ...] = ()
+    """What the main process knows of it and a worker does not; nothing, or one value."""
 
 
 class Stream:
@@ -96,11 +101,19 @@ class Stream:
         clips: the clips of one epoch.
         seed: seed of the order.
         sample: makes the sample of a clip in an epoch; sent to the workers, so it holds no more than they need.
+        attach: looks something up for a clip in an epoch, in the main process; it is the third argument of ``sample``.
     """
 
-    def __init__(self, clips: Sequence[Clip], seed: int, sample: Callable[[Clip, int], Sample]) -> None:
+    def __init__(
+        self,
+        clips: Sequence[Clip],
+        seed: int,
+        sample: Callable[..., Sample],
+        attach: Callable[[Clip, int], Any] | None = None,
+    ) -> None:
         self._clips = clips
         self._seed = seed
+        self._attach = attach
         self.sample = sample
 
     @property
@@ -109,13 +122,18 @@ class Stream:
         return len(self._clips)
 
     def draw(self, position: int) -> Draw:
-        """The clip at a position, and its epoch."""
+        """The clip at a position, its epoch, and what is attached to it."""
         epoch, within = divmod(position, len(self._clips))
-        return Draw(self._clips[ordered(within, count=len(self._clips), seed=self._seed, epoch=epoch)], epoch)
+        clip = self._clips[ordered(within, count=len(self._clips), seed=self._seed, epoch=epoch)]
+        return Draw(clip, epoch, () if self._attach is None else (self._attach(clip, epoch),))
 
     def __getitem__(self, position: int) -> Sample:
         """The sample at a position."""
-        return self.sample(*self.draw(position))
+        return _sampled(self.sample, self.draw(position))
+
+
+def _sampled(sample: Callable[..., Sample], draw: Draw) -> Sample:
+    return sample(draw.clip, draw.epoch, *draw.attached)
 
 
 def batches(
@@ -149,18 +167,44 @@ def batches(
         raise ConfigError(f"batch_clips={batch_clips} does not divide among {world_size} ranks, of which {rank} asks")
     share = batch_clips // world_size
     first_positions = range(first_step * batch_clips + rank * share, last_step * batch_clips, batch_clips)
-    context = multiprocessing.get_context("forkserver") if num_workers else None
-    if context:
-        context.set_forkserver_preload(_PRELOADED)
     loader: DataLoader[Sample] = DataLoader(
-        _Samples(stream.sample),
+        _Looks(functools.partial(_sampled, stream.sample)),
         batch_sampler=_Drawn(stream, first_positions, share),
         num_workers=num_workers,
-        multiprocessing_context=context,
+        multiprocessing_context=_context(num_workers),
         generator=torch.Generator(),
         pin_memory=torch.cuda.is_available(),
     )
     return iter(loader)
+
+
+def in_order(look: Callable[[Item], Sample], items: Iterable[Item], *, num_workers: int) -> Iterator[Sample]:
+    """What ``look`` makes of every item, one by one, made ahead by worker processes or here when it is asked for.
+
+    Args:
+        look: makes tensors; sent to the workers, so it holds no more than they need.
+        items: taken a few ahead, and sent to the workers.
+        num_workers: processes; 0 makes them in this one.
+    """
+    loader: DataLoader[Sample] = DataLoader(
+        _Looks(look),
+        batch_size=None,
+        sampler=items,
+        num_workers=num_workers,
+        multiprocessing_context=_context(num_workers),
+        generator=torch.Generator(),
+        pin_memory=torch.cuda.is_available(),
+    )
+    return iter(loader)
+
+
+def _context(num_workers: int) -> BaseContext | None:
+    """How workers are started."""
+    if not num_workers:
+        return None
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(_PRELOADED)
+    return context
 
 
 class Loader(Iterator[Sample]):
@@ -190,14 +234,14 @@ class Loader(Iterator[Sample]):
         return 0.0 if self._began_s is None else self._waited_s / max(time.perf_counter() - self._began_s, 1e-9)
 
 
-class _Samples(Dataset[Sample]):
-    """What the workers hold: how a sample is made, without the index that says of which clip."""
+class _Looks(Dataset[Sample], Generic[Item]):
+    """What the workers hold: how a sample is made, without the index that says of what."""
 
-    def __init__(self, sample: Callable[[Clip, int], Sample]) -> None:
-        self._sample = sample
+    def __init__(self, look: Callable[[Item], Sample]) -> None:
+        self._look = look
 
-    def __getitem__(self, draw: Draw) -> Sample:
-        return self._sample(*draw)
+    def __getitem__(self, item: Item) -> Sample:
+        return self._look(item)
 
 
 class _Drawn:

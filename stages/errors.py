@@ -9,6 +9,8 @@ PipelineError
     MediaError              (ValueError)         one media file cannot become a clip; carries a ``Reason``
     TooManyFailures         (RuntimeError)       the share of quarantined sources is over ``max_failed_share``
     TrainingDiverged        (ArithmeticError)    a loss or a gradient stopped being finite
+    TargetsInvalid          (ArithmeticError)    a computed target cannot be right, or came out differently the second time
+    TokenizerCollapsed      (ArithmeticError)    a trained tokenizer uses too few of its codes to be published
 """
 
 from enum import StrEnum
@@ -44,6 +46,14 @@ class TooManyFailures(PipelineError, RuntimeError):
 
 class TrainingDiverged(PipelineError, ArithmeticError):
     """A loss or a gradient stopped being finite."""
+
+
+class TargetsInvalid(PipelineError, ArithmeticError):
+    """A computed target cannot be right, or came out differently when it was computed again."""
+
+
+class TokenizerCollapsed(PipelineError, ArithmeticError):
+    """A trained tokenizer uses too few of its codes to be published."""
 
 
 class Reason(StrEnum):

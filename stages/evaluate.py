@@ -15,7 +15,7 @@ from stages import pixels, summary
 from stages.batches import ClipFrames
 from stages.evals import ProbeConfig
 from stages.exhibits import answer, clip_exhibit, curve_exhibit
-from stages.features import PRETRAINED, Extractor, extract, load, missing_shards, stored_view
+from stages.features import PRETRAINED, Extractor, extract, load, missing_shards
 from stages.judgement import Findings, judge
 from stages.networks import geometry, load_encoder, untrained_encoder
 from stages.pictures import Painter, Picture
@@ -25,10 +25,10 @@ from stages.storage import artifact
 from stages.storage.artifact import Artifact, Outcome, Work
 from stages.storage.index import Clip, Index
 from stages.storage.publish import publish_bytes
-from stages.storage.targets import TargetReader
+from stages.storage.targets.reading import TargetReader
 from stages.storage.workspace import Workspace
 from stages.training import device
-from stages.views import cut
+from stages.views import cut, stored_view
 
 INPUTS = ("shard", "pretrain", "precompute", "tokenizer")
 VERSION = 2
@@ -134,6 +134,7 @@ def _extract(
 ) -> int:
     """Publish the features that are missing; the number of shards that were."""
     missing = missing_shards(folder, shards)
+    wanted = {ordinal: shards[ordinal] for ordinal in missing}
     workspace.monitor.begin("features", total=len(shards), done=len(shards) - len(missing))
     pretrain = inputs["pretrain"]
     encoders = {PRETRAINED: load_encoder(pretrain)}
@@ -142,7 +143,7 @@ def _extract(
         encoders={name: encoder.to(device()) for name, encoder in encoders.items()},
         geometry=geometry(pretrain),
         frames=frames,
-        views={clip_id: stored_view(row) for (clip_id, view), row in targets.views.items() if view == 0},
+        views={clip.clip_id: stored_view(targets.place(clip, 0)) for clips in wanted.values() for clip in clips},
         layer=config.layer,
         temporal_bins=config.temporal_bins,
         spatial_cells=config.spatial_cells,
@@ -150,7 +151,6 @@ def _extract(
         batch_clips=config.batch_clips,
         device=device(),
     )
-    wanted = {ordinal: shards[ordinal] for ordinal in missing}
     extract(folder, wanted, extractor=extractor, finished=workspace.monitor.advance)
     return len(missing)
 
@@ -191,10 +191,10 @@ def _pictures(
     painter = Painter.of(inputs, device())
     shown = []
     for clip in chosen:
-        view = stored_view(targets.views[clip.clip_id, 0])
+        place = targets.place(clip, 0)
+        view, stored = stored_view(place), targets.read(place)
         pixels_seen = cut(frames, clip, view, painter.geometry.views.num_frames)
-        stored = targets.read(clip.clip_id, 0)
-        shown.append((clip, painter.paint(pixels_seen, view, codes=stored["codes"], priority=stored["priority"])))
+        shown.append((clip, painter.paint(pixels_seen, view, stored)))
     return shown
 
 
@@ -217,7 +217,7 @@ def _publish(
             clip_exhibit(picture, clip, number=number, labels=config.labels, num_frames=config.num_picture_frames)
             for number, (clip, picture) in enumerate(shown)
         ],
-        curves=[curve_exhibit(stage, inputs[stage]) for stage in ("tokenizer", "pretrain")],
+        curves=[curve for stage in ("tokenizer", "pretrain") if (curve := curve_exhibit(stage, inputs[stage]))],
         origins=[summary.origin(stage, made, workspace.relative(made.folder)) for stage, made in inputs.items()],
         quarantine=summary.quarantine(inputs["shard"]),
         titles=titles,

@@ -53,9 +53,11 @@ def clip_exhibit(picture: Picture, clip: Clip, *, number: int, labels: Sequence[
     return Shown(name=f"clip-{number:02d}", title=f"{clip.key} ({known})", caption=quality, png=png)
 
 
-def curve_exhibit(stage: str, made: Artifact) -> Shown:
-    """The curves of a training, from what it published."""
+def curve_exhibit(stage: str, made: Artifact) -> Shown | None:
+    """The curves of a training, from what it published; ``None`` for a network that was given and not trained."""
     names, title = _CURVES[stage]
     history = json.loads(made.verified("metrics.json").read_bytes())["history"]
+    if not history:
+        return None
     caption = f"Means over the steps between points; {history[-1]['step']:,.0f} steps in all."
     return Shown(name=f"curve-{stage}", title=title, caption=caption, png=figures.curves(history, names))

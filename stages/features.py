@@ -9,7 +9,6 @@ import dataclasses
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -130,8 +129,3 @@ def load(folder: Path, name: str, shards: Mapping[int, Sequence[Clip]]) -> npt.N
     """One kind of features of all clips, ``[n, width]``, in shard order."""
     found = store.read_kind(folder, list(shards), name)
     return np.stack([found[clip.clip_id] for clips in shards.values() for clip in clips])
-
-
-def stored_view(row: Mapping[str, Any]) -> View:
-    """The view that a row of the view table describes."""
-    return View(**{field.name: row[field.name] for field in dataclasses.fields(View)})

@@ -6,8 +6,10 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import nn
 
-from models import mae, tokenizer
+from models import mae
+from models.extension import load
 from models.grid import Grid
+from models.tokenizers import Tokenizer, TokenizerConfig
 from models.vit import Encoder
 from stages.storage.artifact import Artifact
 from stages.storage.checkpoints import read_tensors
@@ -25,10 +27,11 @@ class Geometry(NamedTuple):
     target_dim: int
 
 
-def load_tokenizer(artifact: Artifact) -> tokenizer.AdaptiveTokenizer:
+def load_tokenizer(artifact: Artifact) -> Tokenizer:
     """The tokenizer that an artifact of the tokenizer stage holds."""
-    config = tokenizer.Config.model_validate_json(artifact.verified("config.json").read_bytes())
-    return _loaded(tokenizer.AdaptiveTokenizer(config), artifact, "model.safetensors")
+    described = json.loads(artifact.verified("config.json").read_bytes())
+    config: TokenizerConfig = load("models.tokenizers", described)
+    return _loaded(config.build(), artifact, "model.safetensors")
 
 
 def geometry(artifact: Artifact) -> Geometry:

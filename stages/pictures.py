@@ -5,6 +5,7 @@ Everything here is pixels and numbers for a person to look at; drawing them is t
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,14 +14,13 @@ from einops import rearrange
 from torch import Tensor
 
 from models.extension import load
-from models.fsq import FSQ
 from models.grid import gather_tokens, patchify, unpatchify
 from models.mae import MaskedAutoencoder
 from models.masking import MaskingConfig, first_real, share_of
 from models.masking.priority import Config as PriorityMasking
 from models.shapes import Bool, Float, Int, Shaped
-from models.targets.fsq_codes import Config as CodeTarget
-from models.tokenizer import AdaptiveTokenizer
+from models.targets.code_vectors import Config as CodeTarget
+from models.tokenizers import Tokenizer
 from models.top_k import top_k_positions
 from stages.draws import generator
 from stages.networks import Geometry, load_autoencoder, load_tokenizer
@@ -76,7 +76,7 @@ class Painter:
         device: where the networks are.
     """
 
-    tokenizer: AdaptiveTokenizer
+    tokenizer: Tokenizer
     autoencoder: MaskedAutoencoder
     geometry: Geometry
     encoder_masking: MaskingConfig
@@ -101,20 +101,24 @@ class Painter:
         )
 
     @torch.no_grad()
-    def paint(self, frames: Frames, view: View, *, codes: npt.NDArray[np.uint32], priority: npt.NDArray[np.float32]) -> Picture:
+    def paint(self, frames: Frames, view: View, stored: Mapping[str, npt.NDArray[Any]]) -> Picture:
         """The picture of one view.
 
         Args:
             frames: the view's pixels, all frames of it.
             view: where it came from.
-            codes: stored codes ``[t h w]``.
-            priority: stored priorities ``[t h w]``.
+            stored: everything that is stored per token, ``[t h w]`` or with channels behind, by name.
         """
         grid, patching = self.geometry.grid, self.geometry.model.patching
-        true_codes = torch.from_numpy(codes.astype(np.int64)).flatten()  # [N]
-        scores = torch.from_numpy(priority).flatten()
+        products = {
+            name: rearrange(torch.from_numpy(values), "t h w ... -> (t h w) ...")
+            for name, values in stored.items()
+            if name != "codes"
+        }
+        true_codes = torch.from_numpy(stored["codes"].astype(np.int64)).flatten()  # [N]
+        products["codes"] = true_codes
+        scores = self._scores(products)
         real = real_tokens(view, grid, patching.tubelet_frames)
-        products = {"codes": true_codes, "priority": scores}
         visible, predict = self._choose(products, real, view.clip_id)
         patches = patchify(rearrange(torch.from_numpy(frames), "T H W C -> 1 C T H W"), patching)  # [1, N, patch_dim]
         guess = self._predicted_vectors(patches, visible, predict) if self.predicts_codes else None
@@ -123,15 +127,21 @@ class Painter:
             original=frames,
             tokenized=tokenized,
             predicted=None if guess is None else self._composed(patches, visible, guess, true_codes),
-            priority=priority,
+            priority=scores.view(tuple(grid)).numpy(),
             roles=self._roles(scores, real, visible, predict),
             num_recorded_frames=view.num_real_frames,
             tokenizer_psnr_db=psnr_db(tokenized[: view.num_real_frames], frames[: view.num_real_frames]),
             unexplained_share=None if guess is None else self._unexplained(guess, true_codes, visible, predict, real),
         )
 
+    def _scores(self, products: Mapping[str, Shaped[Tensor, "N ..."]]) -> Float[Tensor, " N"]:
+        """What the tokens to predict are chosen by; the tokenizer's priority where they are not chosen by anything."""
+        if isinstance(self.decoder_masking, PriorityMasking):
+            return self.decoder_masking.scores(products)
+        return products["priority"].float()
+
     def _choose(
-        self, products: Mapping[str, Shaped[Tensor, " N"]], real: Bool[Tensor, " N"], clip_id: str
+        self, products: Mapping[str, Shaped[Tensor, "N ..."]], real: Bool[Tensor, " N"], clip_id: str
     ) -> tuple[Int[Tensor, " V"], Int[Tensor, " P"]]:
         """What a training step might have drawn for this clip."""
         rules = {"visible": self.encoder_masking, "predict": self.decoder_masking}
@@ -154,7 +164,7 @@ class Painter:
         rest = torch.ones(num_tokens, dtype=torch.bool).scatter(0, torch.cat([predict, visible]), False).nonzero()[:, 0]
         order = torch.randperm(len(rest), generator=generator(self.seed, "picture", "rest"))
         seen = gather_tokens(patches, visible[None]).to(self.device).float() / 255
-        found = torch.zeros(num_tokens, len(self.tokenizer.config.levels))
+        found = torch.zeros(num_tokens, self.tokenizer.quantizer.dim)
         for asked in (predict, *torch.split(rest[order], len(predict))):
             found[asked] = self.autoencoder(seen, visible[None].to(self.device), asked[None].to(self.device))[0].float().cpu()
         return found
@@ -162,7 +172,7 @@ class Painter:
     def _composed(
         self, patches: Patches, visible: Int[Tensor, " V"], guess: Float[Tensor, "N d"], true_codes: Int[Tensor, " N"]
     ) -> Frames:
-        codes = nearest_codes(guess, self.tokenizer.config.levels)
+        codes = self.tokenizer.quantizer.nearest(guess.to(self.device)).cpu()
         # The decoder needs a code everywhere. Where the encoder saw the pixels, their own code gives nothing away.
         codes[visible] = true_codes[visible]
         decoded = rearrange(torch.from_numpy(self._pixels(codes)), "T H W C -> 1 C T H W")
@@ -184,8 +194,8 @@ class Painter:
         roles = torch.full((grid.num_tokens,), UNUSED)
         roles[predict] = RANDOM
         if isinstance(self.decoder_masking, PriorityMasking):
-            by_priority = top_k_positions(scores, grid.num_tokens)
-            roles[first_real(by_priority, real, share_of(self.decoder_masking.top, grid.num_tokens))] = TOP
+            by_score = top_k_positions(scores, grid.num_tokens)
+            roles[first_real(by_score, real, share_of(self.decoder_masking.top, grid.num_tokens))] = TOP
         roles[visible] = VISIBLE
         return roles.view(tuple(grid)).numpy()
 
@@ -200,18 +210,9 @@ class Painter:
         counted = predict[real.scatter(0, visible, False)[predict]]
         if not len(counted):
             return None
-        wanted = FSQ(self.tokenizer.config.levels).vectors(true_codes[counted])
+        wanted = self.tokenizer.quantizer.vectors(true_codes[counted].to(self.device)).cpu()
         variance = (wanted - wanted.mean(dim=0)).square().mean()
         return float((guess[counted] - wanted).square().mean() / variance.clamp_min(1e-12))
-
-
-def nearest_codes(vectors: Float[Tensor, "N d"], levels: tuple[int, ...]) -> Int[Tensor, " N"]:
-    """The code whose vector is closest to each given one, wherever that lies."""
-    quantizer = FSQ(levels)
-    per_channel = torch.tensor(levels)
-    half_width = per_channel // 2
-    digits = torch.minimum((vectors * half_width).round().clamp_min(-half_width), per_channel - 1 - half_width)
-    return quantizer.codes(digits / half_width)
 
 
 def psnr_db(rebuilt: Frames, original: Frames) -> float:

@@ -6,16 +6,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
 
+import numpy as np
 import torch
 from einops import rearrange
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from models import mae
 from models.config import Config as BaseConfig
-from models.extension import extension
+from models.extension import extension, load
 from models.grid import Grid, Patching, patchify
 from models.masking import MaskingConfig
+from models.quantizers import QuantizerConfig
 from models.targets import Target, TargetConfig
 from stages.batches import ClipFrames, Sample, Stream, training_clips
 from stages.draws import below, generator
@@ -24,13 +26,16 @@ from stages.storage import artifact, checkpoints
 from stages.storage.artifact import Artifact, Outcome, Work
 from stages.storage.index import Clip
 from stages.storage.publish import canonical_json, publish_bytes
-from stages.storage.targets import TargetReader
+from stages.storage.targets.chunks import ChunkReader, Place, Values
+from stages.storage.targets.reading import TargetReader
 from stages.storage.workspace import Workspace
-from stages.training import Losses, Optimization, Training, device, on_stream, train
-from stages.views import View, ViewConfig, cut, real_tokens
+from stages.training import SAMPLE, Course, Losses, Moment, Optimization, Player, Training, device, on_stream, train
+from stages.views import ViewConfig, cut, real_tokens, stored_view
 
 INPUTS = ("shard", "precompute")
-VERSION = 2
+VERSION = 3
+
+_PLAYER = "autoencoder"
 
 
 class Config(BaseConfig):
@@ -65,21 +70,21 @@ class Config(BaseConfig):
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """What every sample is made with: the config resolved against its inputs.
+    """What every sample is made with: the config resolved against its inputs. It is sent to the workers.
 
     Args:
         config: the stage's.
         views: shape of the stored views.
         grid: their token grid.
-        levels: the quantizer's.
+        quantizer: the tokenizer's.
     """
 
     config: Config
     views: ViewConfig
     grid: Grid
-    levels: tuple[int, ...]
+    quantizer: QuantizerConfig
     frames: ClipFrames
-    targets: TargetReader
+    targets: ChunkReader
 
 
 def run(config: Config, inputs: Mapping[str, Artifact], workspace: Workspace) -> Outcome:
@@ -95,25 +100,31 @@ def run(config: Config, inputs: Mapping[str, Artifact], workspace: Workspace) ->
 
 
 def _make(config: Config, inputs: Mapping[str, Artifact], workspace: Workspace, folder: Path) -> Work:
-    task = _task(config, inputs)
-    target = config.target.build(config.model.patching, task.levels)
+    targets = TargetReader(inputs["precompute"])
+    task = _task(config, inputs["shard"], targets)
+    target = config.target.build(config.model.patching, task.quantizer)
     module = _untrained(task, target)
     resumed = checkpoints.newest_step(folder)
-    training = _training(task, module, target, inputs["shard"])
-    history = train(training, folder=folder, monitor=workspace.monitor)
-    _publish(task, module, target, history, folder)
+    training = _training(task, module, target, _stream(task, inputs["shard"], targets))
+    course = train(training, folder=folder, monitor=workspace.monitor)
+    _publish(task, training.players[_PLAYER].trained, target, course, folder)
     counts = {
         "tokens": task.grid.num_tokens,
         "visible_tokens": config.encoder_masking.count(task.grid),
         "predicted_tokens": config.decoder_masking.count(task.grid),
         "encoder_parameters": sum(value.numel() for value in module.encoder.parameters()),
     }
-    return Work(training.total_steps - resumed, resumed, counts, metrics={"loss": history[-1]["loss"]})
+    return Work(training.total_steps - resumed, resumed, counts, metrics={"loss": course.history[-1]["loss"]})
 
 
-def _task(config: Config, inputs: Mapping[str, Artifact]) -> Task:
-    targets = TargetReader(inputs["precompute"])
+def _task(config: Config, snapshot: Artifact, targets: TargetReader) -> Task:
     stored = targets.attributes
+    there = [spec.name for spec in targets.extent.arrays]
+    if not config.needs <= {*there}:
+        raise ConfigError(
+            f"pretrain needs {', '.join(sorted(config.needs - {*there}))} per token; these targets hold {', '.join(there)}: "
+            "add what is missing to precompute.products"
+        )
     if Patching.model_validate(stored["patching"]) != config.model.patching:
         raise ConfigError(
             f"pretrain.model.patching is {config.model.patching.model_dump()}, that of the targets {stored['patching']}; "
@@ -124,9 +135,9 @@ def _task(config: Config, inputs: Mapping[str, Artifact]) -> Task:
         config=config,
         views=views,
         grid=config.model.patching.grid(views.num_frames, views.size_px),
-        levels=tuple(stored["levels"]),
-        frames=ClipFrames(inputs["shard"], config.cache_bytes),
-        targets=targets,
+        quantizer=load("models.quantizers", stored["quantizer"]),
+        frames=ClipFrames(snapshot, config.cache_bytes),
+        targets=targets.chunks,
     )
 
 
@@ -136,25 +147,39 @@ def _untrained(task: Task, target: Target) -> mae.MaskedAutoencoder:
         return mae.MaskedAutoencoder(task.config.model, task.grid, target.dim).to(device())
 
 
-def _training(task: Task, module: mae.MaskedAutoencoder, target: Target, snapshot: Artifact) -> Training:
+def _stream(task: Task, snapshot: Artifact, targets: TargetReader) -> Stream:
+    """The samples; which view of a clip an epoch sees is drawn, and its place looked up, before a worker gets it."""
     config = task.config
-    stream = Stream(training_clips(snapshot, config.exclude), config.seed, functools.partial(sample, task))
 
+    def place(clip: Clip, epoch: int) -> Place:
+        return targets.place(clip, below(task.views.num_views, generator(config.seed, "view", epoch, clip.clip_id)))
+
+    return Stream(training_clips(snapshot, config.exclude), config.seed, functools.partial(sample, task), attach=place)
+
+
+def _training(task: Task, module: mae.MaskedAutoencoder, target: Target, stream: Stream) -> Training:
+    config = task.config
     losses = functools.partial(_losses, module, target.to(device()))
-    return on_stream(stream, module, losses, optimization=config.optimization, num_workers=config.num_workers, label="pretrain")
+    players = {_PLAYER: Player(module, config.optimization)}
+    return on_stream(
+        stream, players, losses, optimization=config.optimization, num_workers=config.num_workers, label="pretrain"
+    )
 
 
-def sample(task: Task, clip: Clip, epoch: int) -> Sample:
+def sample(task: Task, clip: Clip, epoch: int, place: Place) -> Sample:
     """One clip as a training sees it in one epoch: the visible patches, both index sets, and what the target needs.
 
     Only what is needed is sent on: ``visible_patches uint8 [V patch_dim]``, ``predict_patches uint8 [P patch_dim]``,
-    ``visible [V]``, ``predict [P]``, ``real bool [N]``, and every product at the predicted positions.
+    ``visible [V]``, ``predict [P]``, ``real bool [N]``, and at the predicted positions every product that the target reads.
+
+    Args:
+        task: what all samples are made with.
+        clip: the clip.
+        epoch: of the training.
+        place: of the view that it is seen in.
     """
-    config = task.config
-    number = below(task.views.num_views, generator(config.seed, "view", epoch, clip.clip_id))
-    row = task.targets.views[clip.clip_id, number]
-    view = View(**{key: value for key, value in row.items() if key != "row"})
-    products = {name: torch.from_numpy(values).flatten() for name, values in task.targets.read(clip.clip_id, number).items()}
+    config, view = task.config, stored_view(place)
+    products = {name: _per_token(values) for name, values in task.targets.read(place, config.needs).items()}
     real = real_tokens(view, task.grid, config.model.patching.tubelet_frames)
     chosen = {
         role: masking.select(
@@ -165,19 +190,21 @@ def sample(task: Task, clip: Clip, epoch: int) -> Sample:
     pixels = torch.from_numpy(cut(task.frames, clip, view, task.views.num_frames))
     patches = patchify(rearrange(pixels, "T H W C -> 1 C T H W"), config.model.patching)[0]
     return {
+        SAMPLE: f"{clip.clip_id} {epoch}",
         **chosen,
         "real": real,
         "visible_patches": patches[chosen["visible"]],
         "predict_patches": patches[chosen["predict"]],
-        **{f"product/{name}": values[chosen["predict"]].to(_plain(values)) for name, values in products.items()},
+        **{f"product/{name}": products[name][chosen["predict"]] for name in config.target.needs},
     }
 
 
-def _plain(values: Tensor) -> torch.dtype:
-    return torch.float32 if values.is_floating_point() else torch.int64
+def _per_token(values: Values) -> Tensor:
+    """Stored values as ``[N]`` or ``[N c]``, in single precision or as whole numbers."""
+    return torch.from_numpy(values.astype(np.float32 if values.dtype.kind == "f" else np.int64)).flatten(0, 2)
 
 
-def _losses(module: mae.MaskedAutoencoder, target: Target, batch: Mapping[str, Tensor]) -> Losses:
+def _losses(module: mae.MaskedAutoencoder, target: Target, batch: Mapping[str, Tensor], moment: Moment) -> Mapping[str, Losses]:
     visible, predict = batch["visible"], batch["predict"]
     products = {name.removeprefix("product/"): value for name, value in batch.items() if name.startswith("product/")}
     wanted = target(batch["predict_patches"].float() / 255, products)
@@ -185,10 +212,11 @@ def _losses(module: mae.MaskedAutoencoder, target: Target, batch: Mapping[str, T
     weight = mae.hidden_weight(visible, predict, batch["real"])
     loss = mae.masked_mse(predicted.float(), wanted, weight)
     baseline = mae.masked_mse(wanted.mean(dim=(0, 1), keepdim=True).expand_as(wanted), wanted, weight)
-    return {"loss": loss, "loss_over_variance": loss.detach() / baseline.clamp_min(1e-12), "counted_share": weight.mean()}
+    share = loss.detach() / baseline.clamp_min(1e-12)
+    return {_PLAYER: {"loss": loss, "loss_over_variance": share, "counted_share": weight.mean()}}
 
 
-def _publish(task: Task, module: mae.MaskedAutoencoder, target: Target, history: list[dict[str, float]], folder: Path) -> None:
+def _publish(task: Task, module: nn.Module, target: Target, course: Course, folder: Path) -> None:
     described = {
         "model": task.config.model.model_dump(mode="json"),
         "views": task.views.model_dump(mode="json"),
@@ -200,4 +228,4 @@ def _publish(task: Task, module: mae.MaskedAutoencoder, target: Target, history:
     publish_bytes(folder / "config.json", canonical_json(described))
     publish_bytes(folder / "encoder.safetensors", checkpoints.encode(encoder))
     publish_bytes(folder / "decoder.safetensors", checkpoints.encode(decoder))
-    publish_bytes(folder / "metrics.json", canonical_json({"history": history}))
+    publish_bytes(folder / "metrics.json", canonical_json(course._asdict()))

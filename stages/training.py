@@ -1,23 +1,30 @@
-"""The loop that both trainings share: AdamW, warm-up and cosine, checkpoints, and a resume that changes no number."""
+"""The loop that both trainings share: AdamW, warm-up and cosine, checkpoints, and a resume that changes no number.
+
+A training has one network or several that play against each other, each with an optimizer of its own. All state is in the
+checkpoint: parameters, buffers, moments, averages, curves and the digest of all samples seen; no generator has any.
+"""
 
 import dataclasses
 import functools
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar, Literal, Protocol, Self
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, Self
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from models.config import Config
 from stages.batches import Loader, Stream, batches
-from stages.errors import TrainingDiverged
+from stages.errors import ArtifactDamaged, TrainingDiverged
 from stages.progress import Monitor
 from stages.storage import checkpoints
+from stages.storage.artifact import CHECKPOINTS
 from stages.storage.checkpoints import Checkpoint
+from stages.storage.publish import sha256_bytes
 
 _log = logging.getLogger(__name__)
 
@@ -44,7 +51,11 @@ class Optimization(Config):
     weight_decay: float = 0.05
     """AdamW's decoupled decay; not applied to biases, norms and single vectors."""
     clip_grad_norm: float | None = None
-    """Largest global gradient norm; ``None``: unclipped."""
+    """Largest global gradient norm, per network; ``None``: unclipped."""
+    accumulation_steps: int = Field(default=1, gt=0)
+    """Equal parts into which a batch is cut, one after the other through the networks; bounds the memory."""
+    ema_decay: float | None = Field(default=None, gt=0, lt=1)
+    """Decay per step of the exponential moving average of the parameters, which is then what is published; ``None``: none."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Precision of matrix products and convolutions; parameters and losses stay in fp32."""
     log_every_steps: int = 10
@@ -58,6 +69,14 @@ class Optimization(Config):
             raise ValueError(
                 f"checkpoint_every_steps {self.checkpoint_every_steps} must be a multiple of log_every_steps "
                 f"{self.log_every_steps}, or a resumed run would average other steps"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _parts_are_equal(self) -> Self:
+        if self.batch_clips % self.accumulation_steps:
+            raise ValueError(
+                f"batch_clips {self.batch_clips} does not divide into accumulation_steps {self.accumulation_steps}"
             )
         return self
 
@@ -86,12 +105,89 @@ class Optimization(Config):
 Batch = dict[str, Tensor]
 Losses = dict[str, Tensor]
 
+SAMPLE = "sample"
+"""The key of a batch under which every sample says what it is, such as ``<clip_id> <epoch>``; seen by no network."""
+
+
+class Moment(NamedTuple):
+    """When losses are asked for."""
+
+    step: int
+    """Optimizer steps done before."""
+    part: int
+    """Which part of the accumulated batch, from 0."""
+
 
 class Batches(Protocol):
     """The batches from a step on."""
 
-    def __call__(self, *, first_step: int) -> Iterator[Batch]:
-        """The batch of ``first_step``, then of every later one."""
+    def __call__(self, *, first_step: int) -> Iterator[dict[str, Any]]:
+        """The batch of ``first_step``, then of every later one; beside tensors, ``SAMPLE`` names its samples."""
+
+
+class Player:
+    """One network of a training, its optimizer, and the moving average of its parameters if there is one.
+
+    Args:
+        module: whose parameters are trained.
+        optimization: how.
+    """
+
+    def __init__(self, module: nn.Module, optimization: Optimization) -> None:
+        self.module = module
+        self.optimization = optimization
+        self.optimizer = _adamw(module, optimization)
+        decay = optimization.ema_decay
+        following: Any = get_ema_multi_avg_fn(decay) if decay else None  # type: ignore[no-untyped-call]
+        self.average = AveragedModel(module, multi_avg_fn=following) if decay else None
+        self.num_updates = 0
+
+    @property
+    def trained(self) -> nn.Module:
+        """What the training came to: the average if there is one."""
+        return self.module if self.average is None else self.average.module
+
+    def parameters(self) -> list[nn.Parameter]:
+        """What is trained."""
+        return [value for value in self.module.parameters() if value.requires_grad]
+
+    def update(self, rate: float) -> Tensor:
+        """Step along the gradients that are there; their norm before clipping."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        limit = self.optimization.clip_grad_norm
+        norm = nn.utils.clip_grad_norm_(self.parameters(), math.inf if limit is None else limit)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.average is not None:
+            self.average.update_parameters(self.module)
+        self.num_updates += 1
+        return norm.detach()
+
+    def state(self) -> dict[str, Tensor]:
+        """All tensors that a resume needs."""
+        tensors = {f"module/{name}": value for name, value in self.module.state_dict().items()}
+        for name, parameter in self.module.named_parameters():
+            tensors |= {f"optimizer/{name}/{key}": value for key, value in self.optimizer.state[parameter].items()}
+        average = {} if self.average is None else self.average.state_dict()
+        return tensors | {f"average/{name}": value for name, value in average.items()}
+
+    def restore(self, tensors: Mapping[str, Tensor], num_updates: int) -> None:
+        """Take over the state that was saved after ``num_updates`` updates.
+
+        Raises:
+            RuntimeError: it is not the state of this network and optimizer.
+        """
+        self.module.load_state_dict(_below(tensors, "module/"))
+        if self.average is not None:
+            self.average.load_state_dict(_below(tensors, "average/"))
+        for name, parameter in self.module.named_parameters():
+            state = _below(tensors, f"optimizer/{name}/")
+            if set(state) != ({"step", "exp_avg", "exp_avg_sq"} if num_updates and parameter.requires_grad else set()):
+                raise RuntimeError(f"the optimizer's state of {name} after {num_updates} updates is {sorted(state)}")
+            if state:
+                self.optimizer.state[parameter] = {key: value.to(parameter.device) for key, value in state.items()}
+        self.num_updates = num_updates
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,70 +195,85 @@ class Training:
     """What a training stage brings to the loop.
 
     Args:
-        module: whose parameters are trained.
-        losses: measures of a batch; ``loss`` is minimised, the others are reported.
+        players: the networks by name; the first one's measures are reported without its name before them.
+        losses: measures of a part of a batch, by the player that they train; its ``loss`` is minimised, the others are
+            reported. A player that is not named is not trained in this step.
         batches: the batches from a step on.
-        optimization: how to step.
+        optimization: how long, how often to report and to save, at which rate.
         total_steps: how often.
         label: what the progress bar calls it.
     """
 
-    module: nn.Module
-    losses: Callable[[Batch], Losses]
+    players: Mapping[str, Player]
+    losses: Callable[[Batch, Moment], Mapping[str, Losses]]
     batches: Batches
     optimization: Optimization
     total_steps: int
     label: str
+    judge: Callable[[], Mapping[str, float]] | None = None
+    """Measures the networks as they are; its measures join the row of a step. It must leave no trace in them."""
+    judge_every_steps: int | None = None
+    """Steps between judgements, a multiple of ``log_every_steps``; ``None``: none."""
+
+
+class Course(NamedTuple):
+    """What a training left beside its networks, the same whether or not it was interrupted."""
+
+    history: list[dict[str, float]]
+    """One row per ``log_every_steps``: ``step`` and the mean of every measure."""
+    sample_digest: str
+    """sha256 over the names of all samples in the order in which they were trained on."""
 
 
 def on_stream(
     stream: Stream,
-    module: nn.Module,
-    losses: Callable[[Batch], Losses],
+    players: Mapping[str, Player],
+    losses: Callable[[Batch, Moment], Mapping[str, Losses]],
     *,
     optimization: Optimization,
     num_workers: int,
     label: str,
+    judge: Callable[[], Mapping[str, float]] | None = None,
+    judge_every_steps: int | None = None,
 ) -> Training:
-    """The training of a module on the clips of a stream, for as many steps as ``optimization`` makes of them."""
+    """The training of networks on the clips of a stream, for as many steps as ``optimization`` makes of them."""
     total_steps = optimization.total_steps(stream.num_clips)
     following = functools.partial(
         batches, stream, batch_clips=optimization.batch_clips, last_step=total_steps, num_workers=num_workers
     )
-    return Training(module, losses, following, optimization, total_steps, label)
+    return Training(players, losses, following, optimization, total_steps, label, judge, judge_every_steps)
 
 
-def train(training: Training, *, folder: Path, monitor: Monitor) -> list[dict[str, float]]:
-    """Train ``training.module`` in place, from its newest checkpoint if there is one.
+def train(training: Training, *, folder: Path, monitor: Monitor) -> Course:
+    """Train the players in place, from the newest checkpoint if there is one.
 
     Args:
-        training: the module, its losses and its batches.
+        training: the networks, their losses and their batches.
         folder: the artifact's folder, which holds the checkpoints.
         monitor: told of every step.
 
-    Returns:
-        One row per ``log_every_steps``: ``step`` and the mean of every measure, the same whether or not it was interrupted.
-
     Raises:
         TrainingDiverged: a loss or gradient is not finite.
+        ArtifactDamaged: the newest whole checkpoint is not one of this training.
     """
     config = training.optimization
-    optimizer = _adamw(training.module, config)
-    first_step, history = _resume(training.module, optimizer, folder)
+    first_step, (history, digest) = _resume(training, folder)
     monitor.begin(training.label, total=training.total_steps, done=first_step)
     pending: list[Losses] = []
     following = Loader(training.batches(first_step=first_step))
     for step in range(first_step, training.total_steps):
-        pending.append(_step(training, optimizer, next(following), step))
+        batch = next(following)
+        digest = sha256_bytes("\n".join([digest, *batch.pop(SAMPLE)]).encode())
+        pending.append(_step(training, batch, step))
         monitor.advance()
         if (step + 1) % config.log_every_steps == 0 or step + 1 == training.total_steps:
-            history.append(_mean(pending, step + 1))
+            history.append({**_mean(pending, step + 1), **_judged(training, step + 1)})
             measured = {name: value for name, value in history[-1].items() if name != "step"}
             monitor.log(step + 1, {**measured, "data_wait_share": following.wait_share})  # a time: no part of the history
             pending = []
         if (step + 1) % config.checkpoint_every_steps == 0:
-            checkpoints.save(folder, _checkpoint(training.module, optimizer, step + 1, history))
-    return history
+            checkpoints.save(folder, _checkpoint(training, step + 1, Course(history, digest)))
+    return Course(history, digest)
 
 
 def device() -> torch.device:
@@ -170,23 +281,46 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def _step(training: Training, optimizer: torch.optim.AdamW, batch: Batch, step: int) -> Losses:
-    config = training.optimization
-    for group in optimizer.param_groups:
-        group["lr"] = config.rate(step, training.total_steps)
-    moved = {name: value.to(device(), non_blocking=True) for name, value in batch.items()}
-    with torch.autocast(device().type, dtype=torch.bfloat16, enabled=config.precision == "bf16"):
-        losses = training.losses(moved)
-    optimizer.zero_grad(set_to_none=True)
-    torch.autograd.backward(losses["loss"])
-    limit = math.inf if config.clip_grad_norm is None else config.clip_grad_norm
-    norm = nn.utils.clip_grad_norm_(training.module.parameters(), limit)
-    optimizer.step()
-    return {**{name: value.detach() for name, value in losses.items()}, "grad_norm": norm.detach()}
+def _step(training: Training, batch: Mapping[str, Tensor], step: int) -> Losses:
+    config, found = training.optimization, []
+    for number, part in enumerate(_parts(batch, config.accumulation_steps)):
+        moved = {name: value.to(device(), non_blocking=True) for name, value in part.items()}
+        with torch.autocast(device().type, dtype=torch.bfloat16, enabled=config.precision == "bf16"):
+            losses = training.losses(moved, Moment(step, number))
+        for name, measures in losses.items():
+            # Only this player's parameters: those of an opponent are passed through.
+            wanted = training.players[name].parameters()
+            torch.autograd.backward(measures["loss"] / config.accumulation_steps, inputs=wanted)
+        found.append({_spelled(training, name, key): value for name in losses for key, value in losses[name].items()})
+    rate = config.rate(step, training.total_steps) / config.learning_rate
+    for name in losses:
+        player = training.players[name]
+        found[-1][_spelled(training, name, "grad_norm")] = player.update(rate * player.optimization.learning_rate)
+    return _means(found)
+
+
+def _judged(training: Training, step: int) -> Mapping[str, float]:
+    every = training.judge_every_steps
+    return training.judge() if training.judge and every and step % every == 0 else {}
+
+
+def _parts(batch: Mapping[str, Tensor], count: int) -> Iterator[Batch]:
+    for index in range(count):
+        yield {name: value.chunk(count)[index] for name, value in batch.items()}
+
+
+def _spelled(training: Training, player: str, measure: str) -> str:
+    return measure if player == next(iter(training.players)) else f"{player}_{measure}"
+
+
+def _means(found: Sequence[Losses]) -> Losses:
+    """The mean of every measure over those that have it."""
+    names = dict.fromkeys(name for losses in found for name in losses)
+    return {name: torch.stack([losses[name].detach().float() for losses in found if name in losses]).mean() for name in names}
 
 
 def _mean(pending: list[Losses], step: int) -> dict[str, float]:
-    means = {name: float(torch.stack([losses[name].float() for losses in pending]).mean()) for name in pending[0]}
+    means = {name: float(value) for name, value in _means(pending).items()}
     broken = [name for name, value in means.items() if not math.isfinite(value)]
     if broken:
         raise TrainingDiverged(
@@ -204,24 +338,30 @@ def _adamw(module: nn.Module, config: Optimization) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=True)
 
 
-def _checkpoint(module: nn.Module, optimizer: torch.optim.AdamW, step: int, history: list[dict[str, float]]) -> Checkpoint:
-    tensors = {f"module/{name}": value for name, value in module.state_dict().items()}
-    for name, parameter in module.named_parameters():
-        for key, value in optimizer.state[parameter].items():
-            tensors[f"optimizer/{name}/{key}"] = value
-    return Checkpoint(step=step, tensors=tensors, values={"history": history})
+def _checkpoint(training: Training, step: int, course: Course) -> Checkpoint:
+    players = training.players.items()
+    tensors = {f"{name}/{key}": value for name, player in players for key, value in player.state().items()}
+    updates = {name: player.num_updates for name, player in players}
+    values = {"history": course.history, "sample_digest": course.sample_digest, "num_updates": updates}
+    return Checkpoint(step=step, tensors=tensors, values=values)
 
 
-def _resume(module: nn.Module, optimizer: torch.optim.AdamW, folder: Path) -> tuple[int, list[dict[str, float]]]:
+def _resume(training: Training, folder: Path) -> tuple[int, Course]:
     found = checkpoints.load_newest(folder)
     if found is None:
-        return 0, []
+        return 0, Course([], "")
     _log.info("resume=%s step=%d", folder, found.step)
-    part = "module/"
-    module.load_state_dict({name.removeprefix(part): value for name, value in found.tensors.items() if name.startswith(part)})
-    for name, parameter in module.named_parameters():
-        part = f"optimizer/{name}/"
-        state = {key.removeprefix(part): value for key, value in found.tensors.items() if key.startswith(part)}
-        if state:
-            optimizer.state[parameter] = {key: value.to(parameter.device) for key, value in state.items()}
-    return found.step, list(found.values["history"])
+    try:
+        for name, player in training.players.items():
+            player.restore(_below(found.tensors, f"{name}/"), found.values["num_updates"][name])
+        return found.step, Course(list(found.values["history"]), found.values["sample_digest"])
+    except (KeyError, RuntimeError) as error:
+        raise ArtifactDamaged(
+            f"{folder}: its checkpoint of step {found.step} does not fit this training ({error}); delete "
+            f"{folder / CHECKPOINTS} to begin anew"
+        ) from error
+
+
+def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose names begin with a prefix, without it."""
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

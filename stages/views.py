@@ -18,6 +18,7 @@ from stages.batches import ClipFrames
 from stages.draws import below, generator
 from stages.errors import ConfigError
 from stages.storage.index import Clip
+from stages.storage.targets.chunks import Place
 from stages.video_decode import Crop, Pixels
 
 
@@ -36,7 +37,7 @@ class ViewConfig(Config):
 
 @dataclasses.dataclass(frozen=True)
 class View:
-    """One view of one clip: a row of the view table without its place in the store."""
+    """One view of one clip: what the view table says of its pixels."""
 
     clip_id: str
     view: int
@@ -81,6 +82,11 @@ def draw_view(clip: Clip, number: int, config: ViewConfig) -> View:
         flip=flip,
         num_real_frames=min(config.num_frames, clip.num_frames - start),
     )
+
+
+def stored_view(place: Place) -> View:
+    """The view that the values of a place belong to."""
+    return View(**{field.name: getattr(place, field.name) for field in dataclasses.fields(View)})
 
 
 def cut(frames: ClipFrames, clip: Clip, view: View, num_frames: int) -> Pixels:
