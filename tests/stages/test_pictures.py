@@ -7,15 +7,13 @@ import pytest
 import torch
 from einops import rearrange
 
-from models.fsq import FSQ
 from stages.batches import ClipFrames
-from stages.features import stored_view
-from stages.pictures import RANDOM, TOP, UNUSED, VISIBLE, Painter, Picture, nearest_codes, psnr_db
+from stages.pictures import RANDOM, TOP, UNUSED, VISIBLE, Painter, Picture, psnr_db
 from stages.storage.artifact import Artifact
 from stages.storage.index import Index
-from stages.storage.targets import TargetReader
+from stages.storage.targets.reading import TargetReader
 from stages.storage.workspace import Workspace
-from stages.views import cut
+from stages.views import cut, stored_view
 from tests.stages import toy
 
 Inputs = Mapping[str, Artifact]
@@ -24,10 +22,11 @@ Inputs = Mapping[str, Artifact]
 def paint(inputs: Inputs, number: int) -> Picture:
     clip = Index(inputs["shard"])[number]
     targets = TargetReader(inputs["precompute"])
-    view = stored_view(targets.views[clip.clip_id, 0])
+    place = targets.place(clip, 0)
+    view, stored = stored_view(place), targets.read(place)
     frames = cut(ClipFrames(inputs["shard"]), clip, view, toy.NUM_FRAMES)
-    stored = targets.read(clip.clip_id, 0)
-    return Painter.of(inputs, torch.device("cpu")).paint(frames, view, codes=stored["codes"], priority=stored["priority"])
+    priority = stored["priority"].astype(np.float32)
+    return Painter.of(inputs, torch.device("cpu")).paint(frames, view, codes=stored["codes"], priority=priority)
 
 
 @pytest.fixture(scope="module")
@@ -73,17 +72,6 @@ def test_the_tokenizers_picture_is_rated_on_recorded_frames(picture: Picture) ->
     error = np.mean((picture.original / 255 - picture.tokenized / 255) ** 2)
     assert picture.tokenizer_psnr_db == pytest.approx(10 * np.log10(1 / error))
     assert psnr_db(picture.original, picture.original) == 100
-
-
-def test_predicted_vectors_fall_to_the_nearest_code() -> None:
-    levels = (8, 5, 4)
-    quantizer = FSQ(levels)
-    grid = quantizer.vectors(torch.arange(quantizer.codebook_size))
-    assert nearest_codes(grid, levels).tolist() == list(range(quantizer.codebook_size))
-    anywhere = torch.rand(500, 3, generator=torch.Generator().manual_seed(0)) * 4 - 2
-    nearest = torch.cdist(anywhere, grid).argmin(dim=1)
-    found = nearest_codes(anywhere, levels)
-    torch.testing.assert_close((grid[found] - anywhere).norm(dim=1), (grid[nearest] - anywhere).norm(dim=1))
 
 
 def test_a_target_without_codes_has_no_predicted_picture(toy_inputs: Inputs, toy_workspace: Workspace) -> None:

@@ -2,11 +2,15 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import zarr
 
-from stages.storage import schemas, seen, targets
+from stages.storage import schemas, seen
+from stages.storage.targets import layout
+from stages.storage.workspace import Workspace
+from tests.stages import target_files
 
 TEXT = (Path(__file__).parents[2] / "storage_layout.md").read_text()
 PLACEHOLDERS = {"NNNNNN": r"\d{6}", "VV": r"\d{2}", "...": r".+"}
@@ -55,8 +59,8 @@ def test_every_file_that_is_listed_was_written(smoke_root: Path) -> None:
         ("quarantine", schemas.QUARANTINE),
         ("plans", schemas.PLAN),
         ("seen", seen.SEEN_SCHEMA),
-        ("views", targets.VIEWS_SCHEMA),
-        ("ledger", targets.LEDGER_SCHEMA),
+        ("views", layout.VIEWS_SCHEMA),
+        ("ledger", layout.LEDGER_SCHEMA),
     ],
 )
 def test_tables_have_the_listed_columns(table: str, schema: schemas.pa.Schema) -> None:
@@ -65,16 +69,39 @@ def test_tables_have_the_listed_columns(table: str, schema: schemas.pa.Schema) -
     assert listed == ", ".join(f"{field.name} {field.type}" for field in schema)
 
 
+ATTRIBUTES = {"quantizer", "patching", "views", "windows", "products", "tokenizer_digest", "snapshot_digest"}
+
+
 def test_arrays_have_the_listed_types_shapes_and_codecs(smoke_root: Path) -> None:
     group = zarr.open_group(next(smoke_root.glob("targets/*/targets.zarr")), mode="r")
-    extent = dict(group.attrs)
-    sizes = {"R": extent["rows_per_shard"], "V": extent["num_views"], "1": 1, **dict(zip("thw", extent["grid"], strict=True))}
-    sizes["S*R"] = extent["num_shards"] * sizes["R"]
-    assert {"levels", "patching", "views", "tokenizer_digest", "snapshot_digest"} <= set(extent)
-    for line in block("arrays"):
-        name, dtype, shape, chunks, shards, codecs = (cell.strip() for cell in line.strip("|").split("|"))
-        array = group[name]
-        assert (str(array.dtype), codecs) == (dtype, "zstd(1), crc32c")
-        assert [type(codec).__name__ for codec in array.compressors] == ["ZstdCodec", "Crc32cCodec"]
-        for listed, actual in ((shape, array.shape), (chunks, array.chunks), (shards, array.shards)):
-            assert tuple(sizes[part.strip()] for part in listed.split(",")) == actual
+    assert set(group.attrs) >= ATTRIBUTES
+    text = TEXT.partition("Attributes of the root group: ")[2].partition("One writer")[0]
+    assert set(re.findall(r"`(\w+)`", text)) == set(group.attrs)
+    listed = {line.split("|")[1].strip() for line in block("arrays")}
+    assert listed == {"codes", "priority", "<product>"}
+    assert len(list(group.groups())) == 3
+    for _, shard in group.groups():
+        for name, array in shard.arrays():
+            assert_as_listed(name if name in listed else "<product>", array, dict(group.attrs))
+
+
+def test_arrays_of_products_have_the_listed_shapes_and_codecs(tmp_path: Path) -> None:
+    made = target_files.committed(Workspace(tmp_path))
+    group = zarr.open_group(made.folder / "targets.zarr", mode="r")
+    written = [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()]
+    assert [name for name in written if not any(listed.fullmatch(name) for listed in tree().values())] == []
+    for name in ("motion", "count"):
+        assert_as_listed("<product>", group[f"000002/{name}"], dict(group.attrs))
+
+
+def assert_as_listed(listed: str, array: zarr.Array, extent: dict[str, Any]) -> None:
+    """An array is what the row of the table says."""
+    row = next(line for line in block("arrays") if line.startswith(f"| {listed} |"))
+    _, dtype, shape, chunks, shards, codecs = (cell.strip() for cell in row.strip("|").split("|"))
+    sizes = {"n": array.shape[0], "V": extent["num_views"], "1": 1, **dict(zip("thw", extent["grid"], strict=True))}
+    channels = array.shape[5:]
+    assert (dtype in (str(array.dtype), "its own"), codecs) == (True, "zstd(1), crc32c")
+    assert [type(codec).__name__ for codec in array.compressors] == ["ZstdCodec", "Crc32cCodec"]
+    for spelled, actual in ((shape, array.shape), (chunks, array.chunks), (shards, array.shards)):
+        fixed = tuple(sizes[part.strip()] for part in spelled.removesuffix("(, c)").split(","))
+        assert actual == (*fixed, *(channels if spelled.endswith("(, c)") else ()))

@@ -16,6 +16,10 @@ from stages.storage.workspace import Workspace
 NUM_FRAMES, SIZE_PX = 32, 32
 DIRECTIONS = ("left", "right")
 TWO_STEPS = {"num_steps": 2, "batch_clips": 2, "learning_rate": 1e-3, "log_every_steps": 1, "checkpoint_every_steps": 1}
+NETWORK = {"top_k": 0.5, "base_channels": 8, "channel_multipliers": [1, 1], "num_res_blocks": 1, "stem_patch_px": 8}
+NETWORK |= {"scorer_channels": 8, "quantizer": {"name": "fsq", "levels": [5, 4, 3]}}
+NO_HEALTH = {"min_code_entropy_share": 0.0, "min_channel_entropy_bits": 0.0}
+"""What a tokenizer of a few steps reaches."""
 
 
 def moving_square(index: int, num_frames: int) -> np.ndarray:
@@ -72,14 +76,19 @@ def snapshot(workspace: Workspace, num_shards: int = 3, per_shard: int = 5) -> A
 def evaluate_inputs(workspace: Workspace) -> Mapping[str, Artifact]:
     """Everything that an evaluation reads, trained for two steps."""
     shard = snapshot(workspace)
-    network = {"top_k": 0.5, "base_channels": 8, "channel_multipliers": [1, 1], "stem_patch_px": 8, "scorer_channels": 8}
-    network |= {"num_res_blocks": 1, "levels": [5, 4, 3]}
-    tokenizing = {"model": network, "size_px": SIZE_PX, "optimization": TWO_STEPS, "num_preview_windows": 2}
+    tokenizing = {
+        "model": {"name": "adaptive", **NETWORK},
+        "size_px": SIZE_PX,
+        "optimization": TWO_STEPS,
+        "adversarial": {"discriminator": {"base_channels": 2, "channel_multipliers": [1, 1]}},
+        "health": NO_HEALTH,
+        "num_preview_windows": 2,
+    }
     words = tokenizer.run(tokenizer.Config.model_validate(tokenizing), {"shard": shard}, workspace).artifact
     views = precompute.Config.model_validate({"views": {"num_frames": NUM_FRAMES, "size_px": SIZE_PX}})
     targets = precompute.run(views, {"shard": shard, "tokenizer": words}, workspace).artifact
     made = {"shard": shard, "precompute": targets, "tokenizer": words}
-    return {**made, "pretrain": pretrained(workspace, made, target="fsq_codes")}
+    return {**made, "pretrain": pretrained(workspace, made, target="code_vectors")}
 
 
 def pretrained(workspace: Workspace, inputs: Mapping[str, Artifact], target: str) -> Artifact:
