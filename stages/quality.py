@@ -142,7 +142,8 @@ def check_health(found: Mapping[str, float], health: Health) -> None:
         raise TokenizerCollapsed(
             f"the tokenizer is not published, its codes have collapsed: {'; '.join(faults)}. Train longer, lower "
             "tokenizer.optimization.learning_rate or the weight of the adversarial loss, or lower tokenizer.health if so few "
-            "codes are what you want; running again judges the last checkpoint once more without training"
+            "codes are what you want. Each of these is another tokenizer and trains anew; running the same one again goes on "
+            "from its last checkpoint and judges it once more"
         )
 
 
@@ -182,7 +183,7 @@ def _shares(values: Tensor) -> Tensor:
 
 
 def _entropy_bits(shares: Tensor) -> float:
-    return float(-(shares * shares.log2()).sum())
+    return max(0.0, float(-(shares * shares.log2()).sum()))
 
 
 def _ssim(rebuilt: Tensor, windows: Tensor) -> float:

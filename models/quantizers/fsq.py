@@ -7,7 +7,7 @@ import math
 from typing import Annotated, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from models.quantizers import Quantizer, QuantizerConfig
 from models.shapes import Float, Int, Tensor
@@ -21,6 +21,12 @@ class Config(QuantizerConfig):
 
     levels: tuple[Annotated[int, Field(ge=3)], ...] = Field(default=(8,) * 6, min_length=1)
     """Levels per channel; six of 8 make the paper's 2**18 codes, the split into six is our choice."""
+
+    @model_validator(mode="after")
+    def _codes_fit_where_they_are_stored(self) -> "Config":
+        if math.prod(self.levels) > 2**31:
+            raise ValueError(f"levels {list(self.levels)} make {math.prod(self.levels):.3g} codes; there may be 2**31 at most")
+        return self
 
     def build(self) -> "FSQ":
         """The layer."""

@@ -4,6 +4,7 @@ Every tokenizer, trained here or given as a file of weights, offers the same thr
 its quantized vector, and a priority. What is made of them, in windows over long clips, is the same for all and stands here.
 """
 
+import contextlib
 from abc import ABC, abstractmethod
 from typing import ClassVar, Literal
 
@@ -170,6 +171,12 @@ class Tokenizer(nn.Module, ABC):
         windows = rearrange(codes, "B (n t) h w -> (B n) t h w", t=self.config.window_slots)
         clips = self.rebuild(self.quantizer.vectors(windows)).clamp(0, 1)
         return rearrange(clips, "(B n) C T H W -> B C (n T) H W", B=codes.shape[0])
+
+
+def full_precision(clip: Tensor) -> contextlib.AbstractContextManager[object]:
+    """Where priorities are computed, whatever the surroundings: few bits would make ties of what is to be ranked."""
+    kind = clip.device.type  # meta tensors, which only count, know no autocast
+    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else contextlib.nullcontext()
 
 
 def slot_distance(features: Float[Tensor, "B C t h w"]) -> Float[Tensor, "B t h w"]:

@@ -4,7 +4,6 @@ Trained on short windows and then frozen, it gives a masked autoencoder two thin
 predicted, and a priority for every token, to choose which. It holds no losses; those belong to its training.
 """
 
-import contextlib
 import math
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -18,7 +17,7 @@ from models.convolution import Scorer, Stage, down, initialise, up
 from models.extension import extension
 from models.selection import SelectionConfig, straight_through
 from models.shapes import Float, Int, Tensor
-from models.tokenizers import Tokenizer, TokenizerConfig, slot_distance
+from models.tokenizers import Tokenizer, TokenizerConfig, full_precision, slot_distance
 
 VARIANTS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
@@ -211,9 +210,7 @@ class AdaptiveTokenizer(Tokenizer):
 
     def priority(self, clip: Float[Tensor, "B 3 T H W"]) -> Float[Tensor, "B t h w"]:
         """Distance of every token's score features from those at the same place in the slot before."""
-        kind = clip.device.type
-        # Few bits would make ties of what is to be ranked. Meta tensors, which only count, know no autocast.
-        with torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else contextlib.nullcontext():
+        with full_precision(clip):
             return slot_distance(self.scorer(centred(clip.float())))
 
     def select(self, priority: Float[Tensor, "B t h w"], generator: torch.Generator | None = None) -> Float[Tensor, "B t h w"]:

@@ -12,9 +12,9 @@ import torch
 from einops import rearrange
 from pydantic import model_validator
 
-from models.grid import Patching, patchify, unpatchify
+from models.grid import Grid, Patching, patchify, unpatchify
 from models.shapes import Float, Int, Tensor
-from models.tokenizers import Tokenizer, TokenizerConfig, slot_distance
+from models.tokenizers import Tokenizer, TokenizerConfig, full_precision, slot_distance
 
 _LUMA = (0.299, 0.587, 0.114)
 """Weights of red, green and blue. Source: ITU-R BT.601."""
@@ -79,13 +79,12 @@ class LinearTokenizer(Tokenizer):
         levels = torch.arange(self.quantizer.dim, device=digits.device)
         coefficients = self.table[levels, digits] * self.scale  # [B, t, h, w, d]
         patches = rearrange(coefficients @ self.basis + self.mean, "B t h w pixels -> B (t h w) pixels")
-        size_px = vectors.shape[2] * self.config.patching.patch_px
-        grid = self.config.patching.grid(vectors.shape[1] * self.config.patching.tubelet_frames, size_px)
-        return unpatchify(patches, self.config.patching, grid)
+        return unpatchify(patches, self.config.patching, Grid(*vectors.shape[1:4]))
 
     def priority(self, clip: Float[Tensor, "B 3 T H W"]) -> Float[Tensor, "B t h w"]:
         """Distance of every token's coefficients from those at the same place in the slot before."""
-        return slot_distance(rearrange(self.latents(clip) * self.scale, "B t h w d -> B d t h w"))
+        with full_precision(clip):
+            return slot_distance(rearrange(self.latents(clip.float()) * self.scale, "B t h w d -> B d t h w"))
 
     def _digits(self, codes: Int[Tensor, "*batch"]) -> Int[Tensor, "*batch d"]:
         """The level of every channel."""

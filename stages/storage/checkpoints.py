@@ -37,7 +37,8 @@ def save(folder: Path, checkpoint: Checkpoint) -> None:
     publish_bytes(place / "state.safetensors", data)
     record = {"step": checkpoint.step, "sha256": sha256_bytes(data), "values": checkpoint.values}
     publish_bytes(place / "state.json", canonical_json(record))
-    for old in _places(folder)[:-KEEP]:
+    kept = _places(folder)[-KEEP:]
+    for old in set((folder / CHECKPOINTS).glob("step-*")).difference(kept):  # halves that a killed run left among them
         shutil.rmtree(old)
 
 
@@ -75,8 +76,9 @@ def _load(place: Path) -> Checkpoint | None:
     try:
         record = json.loads((place / "state.json").read_bytes())
         data = (place / "state.safetensors").read_bytes()
-    except (OSError, ValueError):
+        step, digest, values = record["step"], record["sha256"], record["values"]
+    except (OSError, ValueError, KeyError, TypeError):
         return None
-    if sha256_bytes(data) != record["sha256"]:
+    if sha256_bytes(data) != digest:
         return None
-    return Checkpoint(step=record["step"], tensors=safetensors.torch.load(data), values=record["values"])
+    return Checkpoint(step=step, tensors=safetensors.torch.load(data), values=values)

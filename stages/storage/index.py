@@ -4,11 +4,9 @@ Rows stay in Arrow; a clip becomes an object when it is asked for, so that ten m
 Selections share the columns and hold row numbers alone.
 """
 
-import contextlib
 import dataclasses
 import functools
 import io
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, overload
@@ -23,10 +21,8 @@ from stages.errors import ArtifactDamaged, ConfigError
 from stages.readers import Box, Labels
 from stages.storage import schemas
 from stages.storage.artifact import Artifact
+from stages.storage.ranged import read_range
 from stages.storage.tables import read_arrow
-
-_OPEN_SHARDS = 64
-"""Tars that a process keeps open; the least recently read is closed first."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -206,7 +202,7 @@ def _member(snapshot: Artifact, clip: Clip, kind: str, place: tuple[int, int, in
     path = snapshot.folder / "shards" / f"{snapshot.folder.name}-{clip.ordinal:06d}.tar"
     offset_bytes, size_bytes, crc32c = place
     try:
-        data = _shard(path).read(offset_bytes, size_bytes)
+        data = read_range(str(path), offset_bytes, size_bytes)
     except FileNotFoundError as error:
         raise ArtifactDamaged(f"{path}: missing, although {snapshot.manifest_path} names it; restore it from a copy") from error
     if len(data) != size_bytes or google_crc32c.value(data) != crc32c:
@@ -215,37 +211,6 @@ def _member(snapshot: Artifact, clip: Clip, kind: str, place: tuple[int, int, in
             "crc32c differs); run `lvmae verify`"
         )
     return data
-
-
-class _Shard:
-    """An open tar. Reads name their place, so that threads and forked processes may share it."""
-
-    def __init__(self, path: str) -> None:
-        self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-
-    def read(self, offset_bytes: int, size_bytes: int) -> bytes:
-        """Up to ``size_bytes`` at a place; fewer where the file ends."""
-        pieces = []
-        while size_bytes > 0 and (piece := os.pread(self._descriptor, size_bytes, offset_bytes)):
-            pieces.append(piece)
-            offset_bytes += len(piece)
-            size_bytes -= len(piece)
-        return b"".join(pieces)
-
-    def __del__(self) -> None:
-        with contextlib.suppress(AttributeError):  # it was never opened
-            os.close(self._descriptor)
-
-
-def _shard(path: Path) -> _Shard:
-    """The open tar of a path: another one when the file was replaced."""
-    status = path.stat()
-    return _opened(str(path), status.st_dev, status.st_ino)
-
-
-@functools.lru_cache(maxsize=_OPEN_SHARDS)
-def _opened(path: str, device: int, inode: int) -> _Shard:
-    return _Shard(path)
 
 
 def _read(path: Path) -> pa.Table:
