@@ -74,8 +74,7 @@ def videos(folders: Sequence[Path] | None, place: Path, *, every: int = 1) -> tu
         every: of the videos in the order of their names, every how many-th is taken.
     """
     place.mkdir(parents=True, exist_ok=True)
-    root = Path(os.environ.get("LVMAE_DATA", ROOT.parent / "shared" / "data"))
-    wanted = folders or [root / name for name in ("actions", "skate")]
+    wanted = real_folders() if folders is None else folders
     found = [(folder, path) for folder in wanted for path in sorted(folder.rglob("*")) if path.suffix in _SUFFIXES]
     for folder, path in found[::every]:
         shutil.copyfile(path, place / "-".join([folder.name, *path.relative_to(folder).parts]))
@@ -83,6 +82,12 @@ def videos(folders: Sequence[Path] | None, place: Path, *, every: int = 1) -> tu
         _generate(place, amount=max(4, 40 // every))
         return place, ["generated"]
     return place, [folder.name for folder in wanted]
+
+
+def real_folders() -> list[Path]:
+    """``actions`` and ``skate`` below ``$LVMAE_DATA`` or ``../shared/data``, those that there are."""
+    root = Path(os.environ.get("LVMAE_DATA", ROOT.parent / "shared" / "data"))
+    return [folder for name in ("actions", "skate") if (folder := root / name).is_dir()]
 
 
 def spend(argv: Sequence[str | Path], *, environment: Mapping[str, str] | None = None) -> Spent:

@@ -57,3 +57,25 @@ def test_listing_writes_nothing_when_nothing_is_new(tmp_path: Path) -> None:
     units = {row["case"]: row["units"] for row in result["rows"]}
     assert (units["first look"], units["look again, one file added"]) == (2, 3)
     assert set(result["ratios"]) == {"rerun_vs_first", "one_added_vs_first", "stage_rerun_vs_first"}
+
+
+def test_targets_compares_making_and_reading_with_what_they_cost_at_least(videos: Path, tmp_path: Path) -> None:
+    result = run("targets", "--data", videos, "--frames", "32", "--size", "32", out=tmp_path)
+    assert len(result["data"]["clips_by_shard"]) > 1
+    assert {(row["way"], row["precision"]) for row in result["making"]} == {
+        (way, precision) for way in ("stage precompute", "limit: tokenize alone") for precision in ("fp32", "bf16")
+    }
+    assert all(row["CPU s/clip"] > 0 and row["wall s/clip"] > 0 for row in result["making"])
+    sizes = {row["what"]: row for row in result["bytes_per_clip_and_view"]}
+    assert sizes["codes"]["as METHOD 1.5"] == 16 * 2 * 2 * 18 / 8
+    assert 0 < sizes["priority"]["on disk"] < 1000
+    assert result["computed_twice_share"] == 0.01
+    assert 0 < result["ratios"]["precompute_vs_forward_by_cpu"] < 3
+    assert result["ratios"]["read_vs_zarr"] < 1
+
+
+def test_tokenizer_trains_and_judges_against_codes_that_learn_nothing(videos: Path, tmp_path: Path) -> None:
+    result = run("tokenizer", "--data", videos, "--steps", "4", out=tmp_path)
+    assert set(result["quality"]) == {"learned", "PCA + FSQ", "DCT + FSQ"}
+    assert result["curve"][-1]["step"] == 4
+    assert result["ratios"]["psnr_topk_gain_db"] is not None

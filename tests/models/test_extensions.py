@@ -9,16 +9,18 @@ from models.extension import extension, load, names
 from models.grid import Grid, Patching
 from models.masking import MaskingConfig
 from models.masking.tube import Config as Tube
+from models.quantizers import fsq
 from models.targets import Target, TargetConfig
 
 REQUIRED = {"random": {"share": 0.2}}  # fields without a default
 GRIDS = [Grid(2, 3, 4), Grid(5, 4, 4), Grid(8, 14, 14)]
 PRODUCTS = {"priority", "codes"}
+PACKAGES = [f"models.{folder}" for folder in ("masking", "positions", "quantizers", "selection", "targets", "tokenizers")]
 
 
 class Recipe(Config):
     masking: extension("models.masking", MaskingConfig) = Tube()
-    target: extension("models.targets", TargetConfig) = "fsq_codes"
+    target: extension("models.targets", TargetConfig) = "code_vectors"
 
 
 @pytest.fixture(params=names("models.masking"))
@@ -39,10 +41,13 @@ def select(masking, grid, *, real, seed=0):
 
 def test_the_folders_offer_what_the_files_say():
     assert {"none", "priority", "random", "tube"} <= set(names("models.masking"))
-    assert {"fsq_codes", "pixels"} <= set(names("models.targets"))
+    assert {"code_vectors", "pixels"} <= set(names("models.targets"))
+    assert {"fsq", "lfq"} <= set(names("models.quantizers"))
+    assert {"gumbel", "perturbed", "straight_through"} <= set(names("models.selection"))
+    assert {"adaptive", "linear"} <= set(names("models.tokenizers"))
 
 
-@pytest.mark.parametrize("package", ["models.masking", "models.positions", "models.targets"])
+@pytest.mark.parametrize("package", PACKAGES)
 def test_every_file_is_named_like_its_extension(package):
     for name in names(package):
         assert load(package, {"name": name} | REQUIRED.get(name, {})).name == name
@@ -82,7 +87,7 @@ def test_every_masking_reads_known_products_only(masking):
 
 def test_every_target_gives_finite_vectors_of_its_dimension(target):
     patching = Patching(tubelet_frames=2, patch_px=4)
-    module = target.build(patching, (8, 5, 5))
+    module = target.build(patching, fsq.Config(levels=(8, 5, 5)))
     assert isinstance(module, Target)
     assert set(target.needs) <= PRODUCTS
     products = dict.fromkeys(target.needs, torch.randint(0, 200, (2, 3)))

@@ -33,7 +33,12 @@ def test_the_demo_keeps_128_frames_and_every_mechanism() -> None:
     assert demo.pretrain.encoder_masking == paper.pretrain.encoder_masking
     assert demo.pretrain.decoder_masking == paper.pretrain.decoder_masking
     assert demo.pretrain.target == paper.pretrain.target
-    assert demo.tokenizer.model.levels == paper.tokenizer.model.levels
+    for part in ("quantizer", "selection", "keep_first_slot", "window_frames", "patching"):
+        assert getattr(demo.tokenizer.model, part) == getattr(paper.tokenizer.model, part)
+    for rules in (demo.tokenizer.adversarial, paper.tokenizer.adversarial):
+        assert rules.weight == 0.1
+        assert rules.r1_weight == 10.0
+    assert demo.tokenizer.optimization.ema_decay is not None
 
 
 def test_the_resolved_recipe_loads_to_the_same_recipe(recipe: Recipe, tmp_path: Path) -> None:
@@ -86,7 +91,7 @@ def test_an_unknown_section_is_refused() -> None:
 def test_every_fault_is_named_at_once_and_none_in_the_words_of_the_library() -> None:
     message = refused("pretrain.seed=abc", "pretrain.target=pixel")
     assert "pretrain.seed" in message
-    assert "known: fsq_codes, pixels" in message
+    assert "known: code_vectors, pixels" in message
     assert "pydantic" not in message
 
 

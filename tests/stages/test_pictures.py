@@ -25,8 +25,7 @@ def paint(inputs: Inputs, number: int) -> Picture:
     place = targets.place(clip, 0)
     view, stored = stored_view(place), targets.read(place)
     frames = cut(ClipFrames(inputs["shard"]), clip, view, toy.NUM_FRAMES)
-    priority = stored["priority"].astype(np.float32)
-    return Painter.of(inputs, torch.device("cpu")).paint(frames, view, codes=stored["codes"], priority=priority)
+    return Painter.of(inputs, torch.device("cpu")).paint(frames, view, stored)
 
 
 @pytest.fixture(scope="module")
