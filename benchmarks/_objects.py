@@ -42,7 +42,8 @@ def coverage(boxes: npt.NDArray[np.float32], patching: Patching, size_px: int) -
 
     def shared(low: Array, high: Array) -> Array:
         ends = np.minimum(starts + patching.patch_px, high[:, None]) - np.maximum(starts, low[:, None])
-        return np.clip(ends, 0, None) / patching.patch_px
+        lengths: Array = np.clip(ends, 0, None) / patching.patch_px
+        return lengths
 
     per_frame = np.einsum("th,tw->thw", shared(boxes[:, 1], boxes[:, 3]), shared(boxes[:, 0], boxes[:, 2]))
     covered_share: Array = reduce(per_frame, "(t dt) h w -> t h w", "mean", dt=patching.tubelet_frames)

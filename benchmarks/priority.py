@@ -1,6 +1,6 @@
 """Whether the priority finds what moves: how much of the top tenth of all tokens lies on the object of a synthetic clip.
 
-    python benchmarks/priority.py [--steps N] [--seeds N] [--size PX ...] [--root DIR] [--quick]
+    python benchmarks/priority.py [--steps N] [--seeds N] [--size PX ...] [--set PATH=VALUE ...] [--root DIR] [--quick]
                                   [--pictures DIR [--data FOLDER ...] [--weights FILE --weights-config FILE]]
 
 Synthetic videos, whose object's box is known in every frame, go through the stages ``shard`` and ``tokenizer`` as in the demo;
@@ -74,11 +74,12 @@ def main() -> None:
 def _arguments() -> argparse.Namespace:
     parser = _common.arguments(__doc__ or "")
     parser.add_argument("--steps", type=int, default=400, help="training steps of 8 windows (400; at most 30 with --quick)")
-    parser.add_argument("--seeds", type=int, default=3, help="trainings per size, from different weights (3; 1 with --quick)")
+    parser.add_argument("--seeds", type=int, default=2, help="trainings per size, from different weights (2; 1 with --quick)")
     parser.add_argument("--size", type=int, nargs="+", default=[64, 128], help="sides of the clips (64 128; 64 with --quick)")
     parser.add_argument("--train", type=int, default=128, help="clips to train on (128; 16 with --quick)")
     parser.add_argument("--test", type=int, default=48, help="clips to measure on (48; 8 with --quick)")
     parser.add_argument("--adversarial", action="store_true", help="with the opponent of the demo; pixels alone without")
+    parser.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="another value of the demo's recipe")
     parser.add_argument("--root", type=Path, help="keep the artifacts here, and continue what lies there")
     parser.add_argument("--pictures", type=Path, help="a folder for pictures")
     parser.add_argument("--data", type=Path, nargs="+", metavar="FOLDER", help="folders of real videos, for pictures")
@@ -113,8 +114,10 @@ def _config(asked: argparse.Namespace, seed: int) -> tokenizer.Config:
         f"tokenizer.size_px={WINDOW_PX}",
         f"tokenizer.optimization.num_steps={asked.steps}",
         "tokenizer.optimization.precision=bf16",
+        f"tokenizer.num_preview_windows={8 if asked.quick else 64}",
         "tokenizer.health={min_code_entropy_share: 0.0, min_channel_entropy_bits: 0.0}",
         *([] if asked.adversarial else ["tokenizer.adversarial=null"]),
+        *asked.set,
     ]
     return Request(recipe="lvmae", overlays=("demo",), overrides=tuple(changes)).load().tokenizer
 
@@ -217,6 +220,7 @@ def _report(asked: argparse.Namespace, settings: Sequence[Setting], found: Seque
             "steps": asked.steps,
             "seeds": asked.seeds,
             "adversarial": asked.adversarial,
+            "changes": asked.set,
             "model": _config(asked, 0).model.model_dump(mode="json"),
         },
         "settings": found,

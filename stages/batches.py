@@ -9,7 +9,6 @@ import functools
 import multiprocessing
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.context import BaseContext
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -27,10 +26,6 @@ Item = TypeVar("Item")
 
 _PRELOADED = ["stages.batches", "stages.storage.targets.chunks"]
 """What every worker imports: read once, by the server that they are forked from."""
-
-
-_MADE_AHEAD = 2
-"""Samples that a thread makes ahead: as many as each worker process does."""
 
 
 class ClipFrames:
@@ -184,12 +179,12 @@ def batches(
 
 
 def in_order(look: Callable[[Item], Sample], items: Iterable[Item], *, num_workers: int) -> Iterator[Sample]:
-    """What ``look`` makes of every item, one by one, made ahead by worker processes or by a thread of this one.
+    """What ``look`` makes of every item, one by one, made ahead by worker processes or here when it is asked for.
 
     Args:
         look: makes tensors; sent to the workers, so it holds no more than they need.
         items: taken a few ahead, and sent to the workers.
-        num_workers: processes; 0 takes a thread instead, which starts at once and copies nothing.
+        num_workers: processes; 0 makes them in this one.
     """
     loader: DataLoader[Sample] = DataLoader(
         _Looks(look),
@@ -200,16 +195,7 @@ def in_order(look: Callable[[Item], Sample], items: Iterable[Item], *, num_worke
         generator=torch.Generator(),
         pin_memory=torch.cuda.is_available(),
     )
-    return iter(loader) if num_workers else _ahead(iter(loader))
-
-
-def _ahead(samples: Iterator[Sample]) -> Iterator[Sample]:
-    """The samples, a few of them made by a thread while those before are used."""
-    with ThreadPoolExecutor(1, thread_name_prefix="look") as thread:
-        waiting = collections.deque(thread.submit(next, samples, None) for _ in range(_MADE_AHEAD))
-        while (sample := waiting.popleft().result()) is not None:
-            waiting.append(thread.submit(next, samples, None))
-            yield sample
+    return iter(loader)
 
 
 def _context(num_workers: int) -> BaseContext | None:

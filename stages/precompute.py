@@ -1,8 +1,8 @@
 """Stage 3: run the frozen tokenizer over every clip and view once, and store codes, priorities and products for pretraining.
 
-A shard's clips are decoded once for all views that are missing, by a thread or by worker processes, while the network works
-on those before and another thread publishes the units before them. What is published, and lost when a run is killed, is one
-view of one shard; what a killed run has to do again is the shard that it was at.
+A shard's clips are decoded once for all views that are missing, by worker processes, while the network works on those before
+and a thread publishes the units before them. What is published, and lost when a run is killed, is one view of one shard; what a
+killed run has to do again is the shard that it was at.
 """
 
 import collections
@@ -60,9 +60,9 @@ class Config(BaseConfig):
     """Share of the clips that are decoded and computed a second time, and must come out the same; of every run at least one
     group, unless it is 0. Our choice."""
     num_workers: int = Field(default=0, ge=0)
-    """Processes that decode and compute products, each up to two clips ahead; 0 leaves it to a thread beside the tokenizer,
-    which suffices where the tokenizer runs on the processor. All missing views of a clip are in memory then: 77 MB for four of
-    128 frames at 224 px."""
+    """Processes that decode and compute products, each up to two clips ahead; 0 does so in the process of the tokenizer and
+    between its passes, which is best where the tokenizer itself fills all cores. All missing views of a clip are in memory
+    then: 77 MB for four of 128 frames at 224 px."""
     cache_bytes: int = Field(default=200_000_000, ge=0)
     """Decoded video to keep in memory, per process; room for one clip spares decoding it once per view. A clip of 128 frames
     at 256 x 341 px has 34 MB."""

@@ -1,4 +1,4 @@
-"""From clips to the values of whole shards: decoding ahead, the network, and some of it all done twice.
+"""From clips to the values of whole shards: decoding ahead in workers, the network, and some of it all done twice.
 
 What goes through the network together is a function of the shard alone, whichever views are missing: no other grouping could
 change a value, where the kernels of large networks depend on it in the last bit.
@@ -133,7 +133,7 @@ def tokenized(
         look: makes views of clips.
         network: makes codes of views.
         share: of groups of clips that are decoded and computed twice; unless it is 0, the first group is.
-        num_workers: processes that decode; 0 decodes in a thread of this one.
+        num_workers: processes that decode; 0 decodes in this one.
         ticked: told how many clips were done in one view more.
     """
     plan = functools.partial(_groups, shards, network.batch_clips, share, look.views.seed)

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from pydantic import Field
+from safetensors import SafetensorError
 from torch import Tensor
 
 from models.config import Config
@@ -37,4 +38,7 @@ class WeightsFile(Config):
                 f"{path}: its sha256 is {found}, the recipe says {self.sha256}; if this is the file that you mean, "
                 "put its sha256 into the recipe"
             )
-        return read_tensors(path)
+        try:
+            return read_tensors(path)
+        except SafetensorError as error:
+            raise ConfigError(f"{path}: not a safetensors file ({error}); convert the weights, or correct the path") from error

@@ -8,8 +8,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from benchmarks._objects import coverage
+from models.grid import Patching
 from tests.stages.videos import run_ffmpeg
 
 ROOT = Path(__file__).parents[2]
@@ -79,3 +82,20 @@ def test_tokenizer_trains_and_judges_against_codes_that_learn_nothing(videos: Pa
     assert set(result["quality"]) == {"learned", "PCA + FSQ", "DCT + FSQ"}
     assert result["curve"][-1]["step"] == 4
     assert result["ratios"]["psnr_topk_gain_db"] is not None
+
+
+def test_priority_is_judged_by_what_the_boxes_cover(tmp_path: Path) -> None:
+    result = run("priority", "--train", "2", "--test", "2", "--steps", "2", out=tmp_path)
+    (setting,) = result["settings"]
+    lift = {row["score"]: row["lift over area"] for row in setting["rows"]}
+    assert {"flow", "EVEREST", "codec motion", "random", "untrained, seed 0", "learned priority, seed 0"} <= set(lift)
+    assert lift["bound: the boxes"] == max(lift.values()) > 3, "no order can cover more than the boxes' own"
+    assert all(row["low"] <= row["lift over area"] <= row["high"] for row in setting["rows"])
+    assert result["ratios"]["priority_lift"] == pytest.approx(lift["learned priority, seed 0"], rel=1e-3)
+    assert result["ratios"]["priority_vs_flow"] == pytest.approx(lift["learned priority, seed 0"] / lift["flow"], rel=1e-3)
+
+
+def test_a_token_is_covered_by_the_share_of_it_that_lies_in_the_box() -> None:
+    boxes = np.array([[8, 0, 24, 16], [8, 0, 24, 16], [-99, 0, 8, 8], [0, 0, 0, 0]], np.float32)
+    found = coverage(boxes, Patching(), size_px=32)
+    np.testing.assert_allclose(found, [[[0.5, 0.5], [0, 0]], [[0.125, 0], [0, 0]]])

@@ -10,10 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib.backends.backend_agg
-import pandas as pd  # noqa: F401 - looked for by pyarrow
 import torch
-import torchmetrics.functional.image  # noqa: F401 - seconds to import: once, before the forks
 
 from stages import tokenizer
 from stages.progress import Silent
@@ -35,10 +32,12 @@ ADVERSARIAL = {
 }  # fmt: skip
 MODEL = {
     "name": "adaptive", "window_frames": 8, "patching": {"patch_px": 8}, "quantizer": {"name": "fsq", "levels": [5, 4, 3]},
-    "top_k": 0.5, "selection": "gumbel", "base_channels": 4, "channel_multipliers": [1, 1], "num_res_blocks": 1, "stem_patch_px": 4,
-    "scorer_channels": 4,
+    "top_k": 0.5, "selection": "gumbel", "base_channels": 4, "channel_multipliers": [1, 1], "num_res_blocks": 1,
+    "stem_patch_px": 4, "scorer_channels": 4,
 }  # fmt: skip
 SIZE_PX = 16
+HEAVY = ("torch._dynamo", "torchmetrics.functional.image", "pandas", "matplotlib.backends.backend_agg")
+"""What a run imports in passing, for its optimizers, measures, tables and pictures: seconds, once, before the forks."""
 FINAL = "final_state.txt"
 """Where a run says what its last checkpoint was, before that is removed."""
 
@@ -139,15 +138,3 @@ def start_fork_server() -> None:
 
     multiprocessing.util.spawnv_passfds = forked
     multiprocessing.forkserver.ensure_running()
-
-
-def _warm() -> None:
-    """What every child would import or look up: fonts, and what comes with the first optimizer."""
-    torch.optim.AdamW([torch.zeros(1)])
-    figure = matplotlib.figure.Figure()
-    matplotlib.backends.backend_agg.FigureCanvasAgg(figure)
-    figure.subplots().set_title("0.0 dB")
-    figure.canvas.draw()
-
-
-_warm()

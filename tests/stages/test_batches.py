@@ -1,7 +1,6 @@
 """Global batches depend on the clips, the seed and the step, and on nothing else: not on ranks, workers or a restart."""
 
 import random
-import threading
 import time
 from collections.abc import Iterator
 from multiprocessing import forkserver
@@ -11,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from stages.batches import ClipFrames, Loader, Stream, batches, in_order, training_clips
+from stages.batches import ClipFrames, Loader, Stream, batches, training_clips
 from stages.errors import ArtifactDamaged, ArtifactMissing, ConfigError
 from stages.storage.index import Index
 from stages.video_decode import Crop
@@ -148,36 +147,3 @@ def test_a_loader_tells_how_long_it_was_waited_for() -> None:
     assert 0.3 < loader.wait_share < 0.7, "half of the time, the first wait not counted"
     with pytest.raises(StopIteration):
         next(loader)
-
-
-def test_a_thread_makes_samples_ahead_in_order_and_stops_with_its_user() -> None:
-    made: list[int] = []
-    ahead = threading.Event()
-
-    def look(item: int) -> dict[str, int]:
-        made.append(item)
-        if item == 1:
-            ahead.set()
-        return {"item": item}
-
-    samples = in_order(look, iter(range(100)), num_workers=0)
-    assert next(samples) == {"item": 0}
-    assert ahead.wait(10), "the next one is made while this one is used"
-    assert [next(samples)["item"] for _ in range(9)] == list(range(1, 10))
-    del samples
-    assert made == list(range(len(made)))
-    assert len(made) <= 13, "a few ahead, not all of them"
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("look")]
-    assert [sample["item"] for sample in in_order(look, [3, 1, 2], num_workers=0)] == [3, 1, 2]
-
-
-def test_what_goes_wrong_in_the_thread_is_raised_at_its_place() -> None:
-    def look(item: int) -> dict[str, int]:
-        if item == 2:
-            raise ArtifactDamaged("the third")
-        return {"item": item}
-
-    samples = in_order(look, range(5), num_workers=0)
-    assert [next(samples)["item"], next(samples)["item"]] == [0, 1]
-    with pytest.raises(ArtifactDamaged, match="the third"):
-        next(samples)

@@ -1,10 +1,12 @@
 """The tokenizer stage on a few clips: trained, given as a file, refused."""
 
 import dataclasses
+import functools
 import hashlib
 import json
 import logging
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,9 @@ import safetensors.torch
 import torch
 from pydantic import ValidationError
 
+from models.perceptual import PerceptualDistance, ResNet, Size
 from models.tokenizers.linear import Config as Linear
-from stages import tokenizer
+from stages import rebuilding, tokenizer
 from stages.errors import ConfigError, TokenizerCollapsed
 from stages.networks import load_tokenizer
 from stages.storage.artifact import Artifact
@@ -36,7 +39,7 @@ def snapshot(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
 
 
 def config(**changes: Any) -> tokenizer.Config:
-    values = {"model": NETWORK, "size_px": toy.SIZE_PX, "optimization": STEPS, "num_preview_windows": 4, "health": ANY_HEALTH}
+    values = {"model": NETWORK, "size_px": toy.SIZE_PX, "optimization": STEPS, "num_preview_windows": 2, "health": ANY_HEALTH}
     return tokenizer.Config.model_validate({**values, "adversarial": OPPONENT, **changes})
 
 
@@ -129,6 +132,72 @@ def test_weights_that_are_not_the_pinned_ones_are_refused(snapshot: Artifact, tm
         run(snapshot, tmp_path, model="linear", weights={**pinned, "path": str(tmp_path / "b.pth")})
     with pytest.raises(ConfigError, match=r"(?s)not the weights of tokenizer.model.*basis"):
         run(snapshot, tmp_path, model="linear", weights=weights(tmp_path / "c.safetensors", {"bases": torch.zeros(2)}))
+    wrong_shape = Linear().build().state_dict() | {"basis": torch.zeros(6, 9)}
+    with pytest.raises(ConfigError, match=r"(?s)d.safetensors: not the weights of tokenizer.model.*size mismatch for basis"):
+        run(snapshot, tmp_path, model="linear", weights=weights(tmp_path / "d.safetensors", wrong_shape))
+
+
+@pytest.mark.parametrize("name", ["missing.safetensors", "folder.safetensors", "weights.pth"])
+def test_what_is_no_safetensors_file_by_its_name_is_never_opened(snapshot: Artifact, tmp_path: Path, name: str) -> None:
+    (tmp_path / "folder.safetensors").mkdir()
+    (tmp_path / "weights.pth").write_bytes(b"a pickle")
+    given = {"path": str(tmp_path / name), "sha256": hashlib.sha256(b"a pickle").hexdigest()}
+    with pytest.raises(
+        ConfigError, match=rf"{name}: weights must be a local .safetensors file; convert them, or correct the path"
+    ):
+        run(snapshot, tmp_path, model="linear", weights=given)
+
+
+def test_what_is_no_safetensors_file_inside_is_refused(snapshot: Artifact, tmp_path: Path) -> None:
+    path = tmp_path / "renamed.safetensors"
+    path.write_bytes(b"a pickle under another name")
+    given = {"path": str(path), "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+    with pytest.raises(ConfigError, match=r"renamed.safetensors: not a safetensors file .*; convert the weights"):
+        run(snapshot, tmp_path, model="linear", weights=given)
+    assert not list(tmp_path.glob("tokenizers/*/*"))
+
+
+SMALL_CLASSIFIER = Size(depths=(1, 1), width=4, num_classes=5)
+
+
+@pytest.fixture
+def small_classifier(monkeypatch: pytest.MonkeyPatch) -> Mapping[str, torch.Tensor]:
+    """Random weights of a small classifier, which stands for the ResNet-50 of 100 MB."""
+    monkeypatch.setattr(rebuilding, "PerceptualDistance", functools.partial(PerceptualDistance, size=SMALL_CLASSIFIER))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return ResNet(SMALL_CLASSIFIER).state_dict()
+
+
+def test_a_perceptual_loss_is_part_of_what_is_trained(
+    snapshot: Artifact, tmp_path: Path, small_classifier: Mapping[str, torch.Tensor], caplog: pytest.LogCaptureFixture
+) -> None:
+    pinned = weights(tmp_path / "classifier.safetensors", dict(small_classifier))
+    perceptual = {"weight": 0.5, "weights": pinned, "side_px": None, "num_frames": 4}
+    plain = run(snapshot, tmp_path, adversarial=None)
+    caplog.clear()
+    made = run(snapshot, tmp_path, adversarial=None, perceptual=perceptual)
+    assert not caplog.records, "nothing is off"
+    first, plain_first = metrics(made)["history"][0], metrics(plain)["history"][0]
+    assert first["perceptual"] > 0
+    assert first["loss"] == pytest.approx(plain_first["loss"] + 0.5 * first["perceptual"], rel=1e-5)
+    assert metrics(made)["history"][-1]["psnr_db"] != metrics(plain)["history"][-1]["psnr_db"], "another gradient"
+    assert not [name for name in safetensors.torch.load_file(made.path("model.safetensors")) if "layer1" in name]
+    copied = tmp_path / "copied.safetensors"
+    copied.write_bytes(Path(pinned["path"]).read_bytes())
+    moved = {**perceptual, "weights": {**pinned, "path": str(copied)}}
+    assert run(snapshot, tmp_path, adversarial=None, perceptual=moved).fingerprint == made.fingerprint
+
+
+def test_perceptual_weights_of_another_network_are_refused(
+    snapshot: Artifact, tmp_path: Path, small_classifier: Mapping[str, torch.Tensor]
+) -> None:
+    lacking = {name: value for name, value in small_classifier.items() if name != "fc.bias"}
+    with pytest.raises(ConfigError, match=r"lacking.safetensors: .*missing: fc.bias"):
+        run(snapshot, tmp_path, perceptual={"weights": weights(tmp_path / "lacking.safetensors", lacking)})
+    wrong = {"path": str(tmp_path / "lacking.safetensors"), "sha256": "0" * 64}
+    with pytest.raises(ConfigError, match="the recipe says 0000"):
+        run(snapshot, tmp_path, perceptual={"weights": wrong})
 
 
 def test_without_perceptual_weights_the_loss_is_off_and_said_to_be(
