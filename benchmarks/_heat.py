@@ -10,7 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-_COLUMNS = 4
+_COLUMNS = 3
 _CELL_INCHES = 1.2
 _OUTLINE = "#56B4E9"
 
@@ -43,7 +43,7 @@ def picture(panels: list[Panel]) -> bytes:
         axis.set_frame_on(False)
     buffer = io.BytesIO()
     FigureCanvasAgg(figure)
-    figure.savefig(buffer, format="png", dpi=80, metadata={"Software": None})
+    figure.savefig(buffer, format="png", dpi=72, metadata={"Software": None})
     return buffer.getvalue()
 
 
