@@ -43,7 +43,7 @@ def picture(panels: list[Panel]) -> bytes:
         axis.set_frame_on(False)
     buffer = io.BytesIO()
     FigureCanvasAgg(figure)
-    figure.savefig(buffer, format="png", dpi=72, metadata={"Software": None})
+    figure.savefig(buffer, format="png", dpi=64, metadata={"Software": None})
     return buffer.getvalue()
 
 

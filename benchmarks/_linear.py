@@ -17,15 +17,13 @@ from stages.batches import ClipFrames, training_clips
 from stages.draws import generator
 from stages.storage.artifact import Artifact
 
-_NUM_WINDOWS = 256
-"""Training windows that principal components and levels are fitted to."""
 _SCALES = (0.6, 0.8, 1.0, 1.3, 1.6, 2.0, 2.5)
 """Widths of the quantizer that are tried, in standard deviations of each coefficient; the best one is taken."""
 
 
-def baselines(config: tokenizer.Config, snapshot: Artifact) -> dict[str, Tokenizer]:
-    """Principal components and a block transform behind the same quantizer, their levels fitted to the training windows."""
-    patches = _patches(config, snapshot)
+def baselines(config: tokenizer.Config, snapshot: Artifact, *, num_windows: int) -> dict[str, Tokenizer]:
+    """Principal components and a block transform behind the same quantizer, both fitted to so many training windows."""
+    patches = _patches(config, snapshot, num_windows)
     model = config.model
     linear = Config(patching=model.patching, window_frames=model.window_frames, quantizer=model.quantizer)
     components, waves = linear.build(), linear.build()
@@ -58,10 +56,10 @@ def fitted(module: LinearTokenizer, patches: Tensor, mean: Tensor, basis: Tensor
     return module
 
 
-def _patches(config: tokenizer.Config, snapshot: Artifact) -> Tensor:
+def _patches(config: tokenizer.Config, snapshot: Artifact, num_windows: int) -> Tensor:
     """Patches of training windows, ``float [n patch_dim]``."""
     clips, frames, found = training_clips(snapshot, config.exclude), ClipFrames(snapshot), []
-    for number in range(_NUM_WINDOWS):
+    for number in range(num_windows):
         source = generator(config.seed, "baseline", number)
         clip = clips[number % len(clips)]
         window = tokenizer.span(config, frames, clip, num_frames=config.model.window_frames, source=source)

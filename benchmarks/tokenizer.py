@@ -58,12 +58,12 @@ def main() -> None:
         config = _config(asked)
         variants = [_variant(name) for name in VARIANTS]
         _common.say(_common.table(variants) + "\n")
-        baselines = _linear.baselines(config, snapshot)
+        baselines = _linear.baselines(config, snapshot, num_windows=32 if asked.quick else 256)
         _common.say("training ...")
         made = tokenizer.run(config, {"shard": snapshot}, _watched(workspace)).artifact
         judged = {"learned": load_tokenizer(made), **baselines}
         results = {name: tokenizer.measure(config, module, snapshot) for name, module in judged.items()}
-        speed = _speed(config, judged["learned"])
+        speed = _speed(config, judged["learned"], times=2 if asked.quick else 4)
         if asked.pictures:
             _draw(asked.pictures, made, {name: found for name, (_, found) in results.items()})
         _report(asked, sources, config, made, variants, {name: measured for name, (measured, _) in results.items()}, speed)
@@ -180,14 +180,14 @@ def _watched(workspace: Workspace) -> Workspace:
     return Workspace(workspace.root, monitor=_Lines())
 
 
-def _speed(config: tokenizer.Config, module: Tokenizer) -> list[dict[str, Any]]:
+def _speed(config: tokenizer.Config, module: Tokenizer, *, times: int) -> list[dict[str, Any]]:
     """Windows per second of the frozen tokenizer and of the training, on all cores, the best of a few."""
     windows = torch.rand(4, 3, config.model.window_frames, config.size_px, config.size_px)
     rows = []
     for precision in ("fp32", "bf16"):
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16"):
-            frozen_s = _least_s(lambda: module.tokenize(windows))
-            step_s = _least_s(lambda: (module(windows).clip.float() - windows).square().mean().backward())
+            frozen_s = _least_s(lambda: module.tokenize(windows), times)
+            step_s = _least_s(lambda: (module(windows).clip.float() - windows).square().mean().backward(), times)
         rows.append(
             {
                 "precision": precision,
@@ -199,7 +199,7 @@ def _speed(config: tokenizer.Config, module: Tokenizer) -> list[dict[str, Any]]:
     return rows
 
 
-def _least_s(work: Callable[[], Any], times: int = 4) -> float:
+def _least_s(work: Callable[[], Any], times: int) -> float:
     found = []
     for _ in range(times):
         begun_s = time.perf_counter()

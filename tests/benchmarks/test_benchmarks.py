@@ -31,7 +31,7 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(name: str, *arguments: str | Path, out: Path) -> dict[str, Any]:
     """What a benchmark wrote; its last line says the same of the ratios."""
     argv = [sys.executable, ROOT / "benchmarks" / f"{name}.py", "--quick", "--out", out, *arguments]
-    done = subprocess.run([str(word) for word in argv], capture_output=True, text=True, check=False, timeout=120)
+    done = subprocess.run([str(word) for word in argv], capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
     text = (out / f"{name}.json").read_text()
     result: dict[str, Any] = json.loads(text)
