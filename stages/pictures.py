@@ -26,7 +26,7 @@ from stages.draws import generator
 from stages.networks import Geometry, load_autoencoder, load_tokenizer
 from stages.networks import geometry as read_geometry
 from stages.storage.artifact import Artifact
-from stages.views import View, real_tokens
+from stages.views import View, per_token, real_tokens
 
 Frames = npt.NDArray[np.uint8]
 """``[T H W C]``"""
@@ -110,13 +110,8 @@ class Painter:
             stored: everything that is stored per token, ``[t h w]`` or with channels behind, by name.
         """
         grid, patching = self.geometry.grid, self.geometry.model.patching
-        products = {
-            name: rearrange(torch.from_numpy(values), "t h w ... -> (t h w) ...")
-            for name, values in stored.items()
-            if name != "codes"
-        }
-        true_codes = torch.from_numpy(stored["codes"].astype(np.int64)).flatten()  # [N]
-        products["codes"] = true_codes
+        products = {name: per_token(values) for name, values in stored.items()}
+        true_codes = products["codes"]  # [N]
         scores = self._scores(products)
         real = real_tokens(view, grid, patching.tubelet_frames)
         visible, predict = self._choose(products, real, view.clip_id)
@@ -138,7 +133,7 @@ class Painter:
         """What the tokens to predict are chosen by; the tokenizer's priority where they are not chosen by anything."""
         if isinstance(self.decoder_masking, PriorityMasking):
             return self.decoder_masking.scores(products)
-        return products["priority"].float()
+        return products["priority"]
 
     def _choose(
         self, products: Mapping[str, Shaped[Tensor, "N ..."]], real: Bool[Tensor, " N"], clip_id: str

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
 
-import numpy as np
 import torch
 from einops import rearrange
 from pydantic import Field
@@ -26,11 +25,11 @@ from stages.storage import artifact, checkpoints
 from stages.storage.artifact import Artifact, Outcome, Work
 from stages.storage.index import Clip
 from stages.storage.publish import canonical_json, publish_bytes
-from stages.storage.targets.chunks import ChunkReader, Place, Values
+from stages.storage.targets.chunks import ChunkReader, Place
 from stages.storage.targets.reading import TargetReader
 from stages.storage.workspace import Workspace
 from stages.training import SAMPLE, Course, Losses, Moment, Optimization, Player, Training, device, on_stream, train
-from stages.views import ViewConfig, cut, real_tokens, stored_view
+from stages.views import ViewConfig, cut, per_token, real_tokens, stored_view
 
 INPUTS = ("shard", "precompute")
 VERSION = 3
@@ -179,7 +178,7 @@ def sample(task: Task, clip: Clip, epoch: int, place: Place) -> Sample:
         place: of the view that it is seen in.
     """
     config, view = task.config, stored_view(place)
-    products = {name: _per_token(values) for name, values in task.targets.read(place, config.needs).items()}
+    products = {name: per_token(values) for name, values in task.targets.read(place, config.needs).items()}
     real = real_tokens(view, task.grid, config.model.patching.tubelet_frames)
     chosen = {
         role: masking.select(
@@ -197,11 +196,6 @@ def sample(task: Task, clip: Clip, epoch: int, place: Place) -> Sample:
         "predict_patches": patches[chosen["predict"]],
         **{f"product/{name}": products[name][chosen["predict"]] for name in config.target.needs},
     }
-
-
-def _per_token(values: Values) -> Tensor:
-    """Stored values as ``[N]`` or ``[N c]``, in single precision or as whole numbers."""
-    return torch.from_numpy(values.astype(np.float32 if values.dtype.kind == "f" else np.int64)).flatten(0, 2)
 
 
 def _losses(module: mae.MaskedAutoencoder, target: Target, batch: Mapping[str, Tensor], moment: Moment) -> Mapping[str, Losses]:

@@ -8,12 +8,13 @@ import dataclasses
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from einops import repeat
 
 from models.config import Config
 from models.grid import Grid
-from models.shapes import Bool, Tensor
+from models.shapes import Bool, Shaped, Tensor
 from stages.batches import ClipFrames
 from stages.draws import below, generator
 from stages.errors import ConfigError
@@ -112,3 +113,8 @@ def real_tokens(view: View, grid: Grid, tubelet_frames: int) -> Bool[Tensor, " N
     """Which tokens show recorded frames only, rather than repeated ones."""
     slots = torch.arange(grid.t) * tubelet_frames + tubelet_frames <= view.num_real_frames
     return repeat(slots, "t -> (t h w)", h=grid.h, w=grid.w)
+
+
+def per_token(values: npt.NDArray[Any]) -> Shaped[Tensor, "N ..."]:
+    """Stored values ``[t h w]`` or ``[t h w c]`` in token order, in single precision or as whole numbers."""
+    return torch.from_numpy(values.astype(np.float32 if values.dtype.kind == "f" else np.int64)).flatten(0, 2)

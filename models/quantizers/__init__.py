@@ -11,7 +11,7 @@ from models.config import Config
 from models.shapes import Float, Int, Tensor
 
 
-class Quantizer(nn.Module):
+class Quantizer(nn.Module, ABC):
     """Rounds latents of ``dim`` channels to vectors, and numbers the vectors 0 ... K-1.
 
     A subclass defines ``forward(latents: Float[*batch d]) -> Float[*batch d]``: the nearest vectors, in float32, with a
@@ -25,17 +25,17 @@ class Quantizer(nn.Module):
     zero_code: int
     """The code of the zero latent: what a token zeroed before quantization becomes."""
 
+    @abstractmethod
     def codes(self, vectors: Float[Tensor, "*batch d"]) -> Int[Tensor, "*batch"]:
         """The numbers of quantized vectors, 0 ... K-1."""
-        raise NotImplementedError
 
+    @abstractmethod
     def vectors(self, codes: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch d"]:
         """The vectors of codes; the inverse of ``codes``."""
-        raise NotImplementedError
 
+    @abstractmethod
     def nearest(self, points: Float[Tensor, "*batch d"]) -> Int[Tensor, "*batch"]:
         """The code whose vector is closest to each point, wherever that lies: for predictions of vectors."""
-        raise NotImplementedError
 
     def penalty(self, latents: Float[Tensor, "*batch d"]) -> Float[Tensor, ""]:
         """What the quantizer adds to the loss of a training, already weighted; zero where it needs nothing."""
