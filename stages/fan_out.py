@@ -26,7 +26,7 @@ Result = TypeVar("Result")
 
 AHEAD = 2
 """Pieces that are under way or waiting per worker: enough that none is idle, few enough that any number of items may come."""
-_ATTEMPTS = 3
+_SUSPECT_KILLS = 2
 _LAZY = ("pandas",)
 """What pyarrow loads when it is first needed, if it is there: once for all workers rather than in each."""
 _DRAIN_S = 0.2
@@ -113,7 +113,7 @@ def over_processes(
     workers are killed: what they had not finished is not there.
 
     Raises:
-        OSError: a piece was under way when workers were killed, again and again.
+        OSError: workers were killed over the same piece, the last time with nothing else under way.
     """
     if num_workers > 1:
         return surviving(functools.partial(_flight, function, num_workers=num_workers, ticked=ticked), items)
@@ -141,13 +141,15 @@ Flying = dict[Any, Piece]
 def surviving(flight: Callable[[Iterator[Piece], Flying], Generator[Any]], items: Iterable[Any]) -> Generator[Any]:
     """Results of pieces that are handed to one set of workers after the other, for as long as workers are killed.
 
+    Which of the pieces under way cost a worker its life cannot be told, so one that was there twice is done alone.
+
     Args:
         flight: takes pieces, keeps those that are under way in the mapping that it is given, and yields results; raises
             ``BrokenProcessPool`` when a worker was killed.
         items: what the pieces are about.
 
     Raises:
-        OSError: a piece was under way in three sets of workers that broke.
+        OSError: a worker was killed over a piece with nothing else under way.
     """
     left: Iterator[Piece] = map(Piece, items)
     while True:
@@ -155,13 +157,25 @@ def surviving(flight: Callable[[Iterator[Piece], Flying], Generator[Any]], items
         try:
             yield from flight(left, flying)
             return
-        except BrokenProcessPool as error:
+        except BrokenProcessPool:
             again = [piece._replace(kills=piece.kills + 1) for piece in flying.values()]
-            if any(piece.kills >= _ATTEMPTS for piece in again):
-                raise OSError(
-                    f"worker processes were killed {_ATTEMPTS} times, most likely for want of memory: take fewer and run again"
-                ) from error
-            left = itertools.chain(again, left)
+        for suspect in filter(_is_suspect, again):
+            yield from _alone(flight, suspect)
+        left = itertools.chain(itertools.filterfalse(_is_suspect, again), left)
+
+
+def _is_suspect(piece: Piece) -> bool:
+    return piece.kills >= _SUSPECT_KILLS
+
+
+def _alone(flight: Callable[[Iterator[Piece], Flying], Generator[Any]], piece: Piece) -> Generator[Any]:
+    try:
+        yield from flight(iter([piece]), {})
+    except BrokenProcessPool as error:
+        raise OSError(
+            f"worker processes were killed {piece.kills + 1} times, the last one with nothing else under way, most likely for want "
+            "of memory: give the run more, or smaller pieces, and run again"
+        ) from error
 
 
 def _flight(

@@ -60,6 +60,16 @@ def die_now_and_then(errand: Errand) -> int:
     return errand.number
 
 
+def linger_while_others_die(errand: Errand) -> int:
+    """The first errand is under way until three others have killed a process, or for as long as it may wait alone."""
+    if errand.number:
+        return die_now_and_then(errand)
+    until = time.monotonic() + 5
+    while len(list(errand.folder.iterdir())) < 3 and time.monotonic() < until:
+        time.sleep(0.01)
+    return errand.number
+
+
 def die_at(errand: Errand) -> int:
     """The third errand always kills its process; each time is recorded."""
     if errand.number == 3:
@@ -150,6 +160,12 @@ def test_any_number_of_kills_is_survived_as_long_as_they_are_not_at_the_same_pie
     results = list(over_processes(die_now_and_then, errands(tmp_path, 30), num_workers=2, ticked=ignore))
     assert len(list(tmp_path.iterdir())) == 3
     assert sorted(results) == list(range(30))
+
+
+def test_a_piece_that_is_under_way_whenever_another_kills_its_worker_is_not_blamed(tmp_path: Path) -> None:
+    results = list(over_processes(linger_while_others_die, errands(tmp_path, 40), num_workers=2, ticked=ignore))
+    assert len(list(tmp_path.iterdir())) == 3
+    assert sorted(results) == list(range(40))
 
 
 def test_a_piece_that_kills_its_worker_three_times_is_an_error_that_says_what_to_do(tmp_path: Path) -> None:
