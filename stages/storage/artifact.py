@@ -172,12 +172,17 @@ def produce(
         work = make(folder)
         counts = {**work.counts, "units": work.units_done + work.units_reused}
         made = commit(workspace, stage=stage, name=name, config=config, inputs=inputs, counts=counts)
-        shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+        _drop_working_state(folder)
     return Outcome(made, work.units_done, work.units_reused, counts=counts, metrics=work.metrics)
 
 
+def _drop_working_state(folder: Path) -> None:
+    shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+
+
 def _reused(made: Artifact) -> Outcome:
-    sync_folder(made.folder)  # whoever committed it may have been killed before seeing to its name
+    sync_folder(made.folder)  # whoever committed it may have been killed before seeing to its name, or to the rest
+    _drop_working_state(made.folder)
     return Outcome(made, units_done=0, units_reused=made.manifest.counts["units"], counts=made.manifest.counts)
 
 

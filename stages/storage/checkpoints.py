@@ -1,7 +1,7 @@
 """Checkpoints: tensors in safetensors and plain values in JSON, one fresh folder per step, never a pickle.
 
-A checkpoint exists when its ``state.json`` does, which is written last and holds the tensors' sha256. A damaged newest one
-is passed over for the one before it; at least two are kept.
+A checkpoint exists when its ``state.json`` does, which is written last, holds the tensors' sha256 and is sealed with its own. A
+damaged newest one is passed over for the one before it; at least two are kept.
 """
 
 import json
@@ -36,7 +36,7 @@ def save(folder: Path, checkpoint: Checkpoint) -> None:
     data = encode(checkpoint.tensors)
     publish_bytes(place / "state.safetensors", data)
     record = {"step": checkpoint.step, "sha256": sha256_bytes(data), "values": checkpoint.values}
-    publish_bytes(place / "state.json", canonical_json(record))
+    publish_bytes(place / "state.json", canonical_json({**record, "seal": _seal(record)}))
     kept = _places(folder)[-KEEP:]
     for old in set((folder / CHECKPOINTS).glob("step-*")).difference(kept):  # halves that a killed run left among them
         shutil.rmtree(old)
@@ -72,13 +72,19 @@ def _places(folder: Path) -> list[Path]:
     return sorted(path.parent for path in (folder / CHECKPOINTS).glob("step-*/state.json"))
 
 
+def _seal(record: Mapping[str, Any]) -> str:
+    return sha256_bytes(canonical_json(record))
+
+
 def _load(place: Path) -> Checkpoint | None:
     try:
         record = json.loads((place / "state.json").read_bytes())
         data = (place / "state.safetensors").read_bytes()
+        seal = record.pop("seal")
         step, digest, values = record["step"], record["sha256"], record["values"]
-    except (OSError, ValueError, KeyError, TypeError):
+        is_whole = seal == _seal(record) and digest == sha256_bytes(data)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
-    if sha256_bytes(data) != digest:
+    if not is_whole:
         return None
     return Checkpoint(step=step, tensors=safetensors.torch.load(data), values=values)

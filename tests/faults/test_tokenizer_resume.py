@@ -30,7 +30,7 @@ from tests.faults.tokenizer_work import EVERY_STEPS, NUM_STEPS, digest, newest
 from tests.stages import toy
 
 SEED = 20_251_126
-NUM_KILLS = {0: 20, 2: 8}
+NUM_KILLS = {0: 20, 2: 20}
 """By number of loader workers."""
 PUBLISHED = ("model.safetensors", "metrics.json", "config.json", "preview.png")
 

@@ -55,6 +55,14 @@ def test_checkpoints_are_gone_once_the_artifact_is_published(tmp_path: Path) -> 
     assert sorted(made.manifest.files) == ["model.bin"]
 
 
+def test_checkpoints_that_a_kill_left_beside_a_published_artifact_are_removed_by_the_next_run(tmp_path: Path) -> None:
+    made = produce(Workspace(tmp_path), Example()).artifact
+    publish_bytes(made.folder / "checkpoints" / "step-1" / "state.json", b"{}")
+    again = produce(Workspace(tmp_path), Example())
+    assert again.units_done == 0
+    assert sorted(path.name for path in made.folder.iterdir()) == ["manifest.json", "model.bin"]
+
+
 def test_fields_that_change_no_byte_change_no_fingerprint_at_any_depth() -> None:
     base = artifact.fingerprint("tokenizer", 1, Example(), {})
     assert artifact.fingerprint("tokenizer", 1, Example(num_workers=9, nested=Nested(path="elsewhere")), {}) == base
