@@ -173,8 +173,8 @@ def _alone(flight: Callable[[Iterator[Piece], Flying], Generator[Any]], piece: P
         yield from flight(iter([piece]), {})
     except BrokenProcessPool as error:
         raise OSError(
-            f"worker processes were killed {piece.kills + 1} times, the last one with nothing else under way, most likely for want "
-            "of memory: give the run more, or smaller pieces, and run again"
+            f"worker processes were killed {piece.kills + 1} times, the last with nothing else under way, most likely for "
+            "want of memory: give the run more, or smaller pieces, and run again"
         ) from error
 
 

@@ -30,6 +30,9 @@ class Health(Config):
     min_channel_entropy_bits: float = Field(default=0.1, ge=0)
     """Entropy of the levels of the worst channel of the quantizer. Our choice."""
 
+    min_psnr_over_flat_db: float = 0.0
+    """PSNR with all tokens less that of windows painted in their mean colour, which takes no tokens at all. Our choice."""
+
 
 class Rebuilt(NamedTuple):
     """Windows and what a tokenizer makes of them; pixels in [0, 1]."""
@@ -96,6 +99,7 @@ def measures(found: Rebuilt, quantizer: QuantizerConfig) -> dict[str, float]:
     return {
         **psnr,
         **ssim,
+        "psnr_over_flat_db": psnr["psnr_all_tokens_db"] - float(psnr_db(_flat(found.windows), found.windows).mean()),
         "psnr_topk_gain_db": psnr["psnr_kept_tokens_db"] - psnr["psnr_random_tokens_db"],
         "codes_used": float(len(used)),
         "code_entropy_bits": _entropy_bits(used),
@@ -132,7 +136,7 @@ def seam_ratio(spans: Sequence[Tensor], rebuilt: Sequence[Tensor], *, window_fra
 
 
 def check_health(found: Mapping[str, float], health: Health) -> None:
-    """Refuse a tokenizer that uses too few of its codes.
+    """Refuse a tokenizer that uses too few of its codes, or whose decoder makes nothing of them.
 
     Raises:
         TokenizerCollapsed: it does; the message says by how much, and what to do.
@@ -140,10 +144,10 @@ def check_health(found: Mapping[str, float], health: Health) -> None:
     faults = list(_faults(found, health))
     if faults:
         raise TokenizerCollapsed(
-            f"the tokenizer is not published, its codes have collapsed: {'; '.join(faults)}. Train longer, lower "
-            "tokenizer.optimization.learning_rate or the weight of the adversarial loss, or lower tokenizer.health if so few "
-            "codes are what you want. Each of these is another tokenizer and trains anew; running the same one again goes on "
-            "from its last checkpoint and judges it once more"
+            f"the tokenizer is not published, it has collapsed: {'; '.join(faults)}. Train longer, lower "
+            "tokenizer.optimization.learning_rate or the weight of the adversarial loss, or lower tokenizer.health if that is "
+            "what you want. Each of these is another tokenizer and trains anew; running the same one again goes on from "
+            " its last checkpoint and judges it once more"
         )
 
 
@@ -159,6 +163,16 @@ def _faults(found: Mapping[str, float], health: Health) -> Iterator[str]:
             f"the least used channel of the quantizer has {bits:.3f} bits, and health.min_channel_entropy_bits is "
             f"{health.min_channel_entropy_bits:g}"
         )
+    if found["psnr_over_flat_db"] < health.min_psnr_over_flat_db:
+        yield (
+            f"rebuilt windows are {found['psnr_over_flat_db']:+.2f} dB from windows painted in their mean colour, and "
+            f"health.min_psnr_over_flat_db is {health.min_psnr_over_flat_db:g}"
+        )
+
+
+def _flat(windows: Tensor) -> Tensor:
+    """Windows painted in their mean colour."""
+    return windows.mean(dim=(2, 3, 4), keepdim=True).expand_as(windows)
 
 
 def _most_bits(num_tokens: int, levels: Sequence[int]) -> float:

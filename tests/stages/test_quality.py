@@ -66,6 +66,16 @@ def test_ssim_falls_with_the_error() -> None:
     assert ssim[0] > ssim[1] > ssim[2]
 
 
+def test_a_reconstruction_is_measured_against_the_mean_colour_of_each_window() -> None:
+    true, codes = windows(4), torch.zeros(4, 4, 2, 2, dtype=torch.long)
+    flat = true.mean(dim=(2, 3, 4), keepdim=True).expand_as(true)
+    over = [
+        measures(Rebuilt(true, made, made, made, codes, codes.float()), LEVELS)["psnr_over_flat_db"]
+        for made in (true, flat, 1 - true)
+    ]
+    assert over[0] > over[1] == 0 > over[2]
+
+
 @pytest.mark.parametrize("keep_first_slot", [True, False])
 @pytest.mark.parametrize("kind", ["random", "ties", "constant"])
 @pytest.mark.parametrize("k", [5, 9, 16])
@@ -179,12 +189,16 @@ def test_the_seam_ratio_follows_its_definition() -> None:
 
 def test_a_collapse_is_refused_and_says_what_is_wrong() -> None:
     healthy = {"codes_used": 90.0, "code_entropy_bits": 6.0, "code_entropy_share": 0.6, "least_channel_entropy_bits": 1.0}
+    healthy["psnr_over_flat_db"] = 2.0
     check_health(healthy, Health())
     with pytest.raises(TokenizerCollapsed, match=r"the 2 codes in use have 0\.50 bits of entropy, 5\.0% of what is possible"):
         check_health({**healthy, "codes_used": 2.0, "code_entropy_bits": 0.5, "code_entropy_share": 0.05}, Health())
     with pytest.raises(TokenizerCollapsed, match=r"least used channel of the quantizer has 0\.010 bits.*tokenizer\.health"):
         check_health({**healthy, "least_channel_entropy_bits": 0.01}, Health())
     check_health({**healthy, "least_channel_entropy_bits": 0.0}, Health(min_channel_entropy_bits=0))
+    with pytest.raises(TokenizerCollapsed, match=r"rebuilt windows are -0\.50 dB from windows painted in their mean colour"):
+        check_health({**healthy, "psnr_over_flat_db": -0.5}, Health())
+    check_health({**healthy, "psnr_over_flat_db": -0.5}, Health(min_psnr_over_flat_db=-1))
 
 
 class Steps(Silent):
@@ -208,7 +222,7 @@ def collapsing(**changes: Any) -> tokenizer.Config:
         "size_px": toy.SIZE_PX,
         "optimization": toy.TWO_STEPS,
         "adversarial": None,
-        "health": {"min_channel_entropy_bits": 9.0},
+        "health": {**toy.NO_HEALTH, "min_channel_entropy_bits": 9.0},
         "num_preview_windows": 2,
     }
     return tokenizer.Config.model_validate({**values, **changes})

@@ -18,7 +18,7 @@ DIRECTIONS = ("left", "right")
 TWO_STEPS = {"num_steps": 2, "batch_clips": 2, "learning_rate": 1e-3, "log_every_steps": 1, "checkpoint_every_steps": 1}
 NETWORK = {"top_k": 0.5, "base_channels": 8, "channel_multipliers": [1, 1], "num_res_blocks": 1, "stem_patch_px": 8}
 NETWORK |= {"scorer_channels": 8, "quantizer": {"name": "fsq", "levels": [5, 4, 3]}}
-NO_HEALTH = {"min_code_entropy_share": 0.0, "min_channel_entropy_bits": 0.0}
+NO_HEALTH = {"min_code_entropy_share": 0.0, "min_channel_entropy_bits": 0.0, "min_psnr_over_flat_db": -100.0}
 """What a tokenizer of a few steps reaches."""
 
 
