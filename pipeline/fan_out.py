@@ -25,7 +25,7 @@ from prefect.task_runners import ProcessPoolTaskRunner, TaskRunner, ThreadPoolTa
 from prefect.utilities.importtools import import_object
 
 from stages.errors import ConfigError, PipelineError
-from stages.fan_out import AHEAD, Flying, Item, Piece, Result, begin_worker, surviving, watched
+from stages.fan_out import AHEAD, Item, Piece, Result, begin_worker, surviving, watched
 
 RUNNER = "LVMAE_TASK_RUNNER"
 DASK_ADDRESS = "LVMAE_DASK_ADDRESS"
@@ -156,9 +156,9 @@ class OverTasks:
             OSError: processes were killed again and again with the same piece in their hands.
         """
 
-        def flight(pieces: Iterator[Piece], flying: Flying) -> Generator[list[tuple[Result, int]]]:
+        def flight(pieces: Iterator[Piece]) -> Generator[tuple[Piece, list[tuple[Result, int]]]]:
             with self._runner(num_workers) as submit:
-                yield from self._flight(function, pieces, flying, submit=submit, most=AHEAD * num_workers)
+                yield from self._flight(function, pieces, submit=submit, most=AHEAD * num_workers)
 
         batches = _batches(enumerate(items), math.ceil((total or 1) / _MAX_TASKS))
         for results in surviving(flight, batches):
@@ -181,13 +181,13 @@ class OverTasks:
         self,
         function: Callable[[Item], Result],
         pieces: Iterator[Piece],
-        flying: Flying,
         *,
         submit: Callable[[Task[..., Any]], PrefectFuture[Any]],
         most: int,
-    ) -> Generator[list[tuple[Result, int]]]:
+    ) -> Generator[tuple[Piece, list[tuple[Result, int]]]]:
         """What the tasks return, each when it comes; at most so many are submitted and not done."""
         done: queue.SimpleQueue[PrefectFuture[Any]] = queue.SimpleQueue()
+        flying: dict[PrefectFuture[Any], Piece] = {}
         while True:
             for piece in itertools.islice(pieces, most - len(flying)):
                 future = submit(self._task(function, piece.item))
@@ -197,8 +197,7 @@ class OverTasks:
                 return
             future = done.get()
             results = future.result()
-            del flying[future]
-            yield results
+            yield flying.pop(future), results
 
     def _task(self, function: Callable[[Item], Result], batch: Sequence[tuple[int, Item]]) -> Task[..., Any]:
         items = [item for _, item in batch]

@@ -128,69 +128,75 @@ def _one_by_one(function: Callable[[Item], Result], items: Iterable[Item], *, ti
 
 
 class Piece(NamedTuple):
-    """An item, and how often workers were killed while it was in their hands."""
+    """An item, its number, and how often workers were killed while it was in their hands."""
 
+    number: int
     item: Any
     kills: int = 0
 
 
-Flying = dict[Any, Piece]
-"""Pieces that were handed to a set of workers and not returned yet, by what stands for them there."""
+Flight = Callable[[Iterator[Piece]], Generator[tuple[Piece, Any]]]
+"""Hands pieces to one set of workers and yields each with its result; raises ``BrokenProcessPool`` when a worker was killed."""
 
 
-def surviving(flight: Callable[[Iterator[Piece], Flying], Generator[Any]], items: Iterable[Any]) -> Generator[Any]:
-    """Results of pieces that are handed to one set of workers after the other, for as long as workers are killed.
+def surviving(flight: Flight, items: Iterable[Any]) -> Generator[Any]:
+    """Results of items that are handed to one set of workers after the other, for as long as workers are killed.
 
     Which of the pieces under way cost a worker its life cannot be told, so one that was there twice is done alone.
-
-    Args:
-        flight: takes pieces, keeps those that are under way in the mapping that it is given, and yields results; raises
-            ``BrokenProcessPool`` when a worker was killed.
-        items: what the pieces are about.
 
     Raises:
         OSError: a worker was killed over a piece with nothing else under way.
     """
-    left: Iterator[Piece] = map(Piece, items)
+    left: Iterator[Piece] = itertools.starmap(Piece, enumerate(items))
     while True:
-        flying: Flying = {}
+        under_way: dict[int, Piece] = {}
         try:
-            yield from flight(left, flying)
+            for piece, result in flight(_noted(left, under_way)):
+                del under_way[piece.number]
+                yield result
             return
         except BrokenProcessPool:
-            again = [piece._replace(kills=piece.kills + 1) for piece in flying.values()]
+            again = [piece._replace(kills=piece.kills + 1) for piece in under_way.values()]
         for suspect in filter(_is_suspect, again):
-            yield from _alone(flight, suspect)
+            yield _alone(flight, suspect)
         left = itertools.chain(itertools.filterfalse(_is_suspect, again), left)
+
+
+def _noted(pieces: Iterator[Piece], under_way: dict[int, Piece]) -> Iterator[Piece]:
+    """Pieces as they are taken: from then on they are somebody's, even where handing them to a worker fails."""
+    for piece in pieces:
+        under_way[piece.number] = piece
+        yield piece
 
 
 def _is_suspect(piece: Piece) -> bool:
     return piece.kills >= _SUSPECT_KILLS
 
 
-def _alone(flight: Callable[[Iterator[Piece], Flying], Generator[Any]], piece: Piece) -> Generator[Any]:
+def _alone(flight: Flight, piece: Piece) -> Any:
     try:
-        yield from flight(iter([piece]), {})
+        ((_, result),) = flight(iter([piece]))
     except BrokenProcessPool as error:
         raise OSError(
             f"worker processes were killed {piece.kills + 1} times, the last with nothing else under way, most likely for "
             "want of memory: give the run more, or smaller pieces, and run again"
         ) from error
+    return result
 
 
 def _flight(
     function: Callable[[Item], Result],
     pieces: Iterator[Piece],
-    flying: Flying,
     *,
     num_workers: int,
     ticked: Callable[[], None],
-) -> Generator[Result]:
+) -> Generator[tuple[Piece, Result]]:
     """Results from one set of workers."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([function.__module__, *_LAZY])
     ticks, slots = context.SimpleQueue(), context.BoundedSemaphore(num_workers)
     pool = ProcessPoolExecutor(num_workers, mp_context=context, initializer=_begin, initargs=(ticks, slots, num_workers))
+    flying: dict[Future[Result], Piece] = {}
     try:
         while True:
             for piece in itertools.islice(pieces, AHEAD * num_workers - len(flying)):
@@ -199,17 +205,12 @@ def _flight(
                 return
             done, _ = wait(flying, timeout=_DRAIN_S, return_when=FIRST_COMPLETED)
             _drain(ticks, ticked)
-            yield from _landed(done, flying)
+            for future in done:
+                result = future.result()
+                yield flying.pop(future), result
     finally:
         _end(pool, now=bool(flying))
         ticks.close()
-
-
-def _landed(done: Iterable[Future[Result]], flying: Flying) -> Iterator[Result]:
-    for future in done:
-        result = future.result()
-        del flying[future]
-        yield result
 
 
 def _drain(ticks: "SimpleQueue[Any]", ticked: Callable[[], None]) -> None:

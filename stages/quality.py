@@ -147,7 +147,7 @@ def check_health(found: Mapping[str, float], health: Health) -> None:
             f"the tokenizer is not published, it has collapsed: {'; '.join(faults)}. Train longer, lower "
             "tokenizer.optimization.learning_rate or the weight of the adversarial loss, or lower tokenizer.health if that is "
             "what you want. Each of these is another tokenizer and trains anew; running the same one again goes on from "
-            " its last checkpoint and judges it once more"
+            "its last checkpoint and judges it once more"
         )
 
 

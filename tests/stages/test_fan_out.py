@@ -7,14 +7,15 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
 from stages.errors import ConfigError, MediaError, Reason
-from stages.fan_out import over_processes, tick, watched
+from stages.fan_out import Piece, over_processes, surviving, tick, watched
 
 REPOSITORY = Path(__file__).parents[2]
 PATIENCE_S = 20
@@ -160,6 +161,20 @@ def test_any_number_of_kills_is_survived_as_long_as_they_are_not_at_the_same_pie
     results = list(over_processes(die_now_and_then, errands(tmp_path, 30), num_workers=2, ticked=ignore))
     assert len(list(tmp_path.iterdir())) == 3
     assert sorted(results) == list(range(30))
+
+
+def test_a_piece_that_was_taken_for_workers_that_are_dead_already_is_not_lost() -> None:
+    flights = itertools.count()
+
+    def flight(pieces: Iterator[Piece]) -> Generator[tuple[Piece, int]]:
+        is_first = next(flights) == 0
+        for piece in pieces:
+            if is_first and piece.number == 2:
+                raise BrokenProcessPool  # as handing a piece to a broken set of workers does
+            yield piece, piece.item
+
+    assert sorted(surviving(flight, range(10, 15))) == list(range(10, 15))
+    assert next(flights) == 2
 
 
 def test_a_piece_that_is_under_way_whenever_another_kills_its_worker_is_not_blamed(tmp_path: Path) -> None:
