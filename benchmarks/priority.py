@@ -32,6 +32,7 @@ from models.extension import load
 from models.tokenizers import Tokenizer
 from pipeline.recipe import Request
 from stages import shard, tokenizer
+from stages.device import precisions
 from stages.networks import load_tokenizer
 from stages.products import Footage
 from stages.readers import synthetic
@@ -113,9 +114,9 @@ def _config(asked: argparse.Namespace, seed: int) -> tokenizer.Config:
         f"tokenizer.seed={seed}",
         f"tokenizer.size_px={WINDOW_PX}",
         f"tokenizer.optimization.num_steps={asked.steps}",
-        "tokenizer.optimization.precision=bf16",
+        f"tokenizer.optimization.precision={precisions(torch.device('cpu'))[-1]}",
         f"tokenizer.num_preview_windows={8 if asked.quick else 64}",
-        "tokenizer.health={min_code_entropy_share: 0.0, min_channel_entropy_bits: 0.0}",
+        "tokenizer.health={min_code_entropy_share: 0.0, min_channel_entropy_bits: 0.0, min_psnr_over_flat_db: -100}",
         *([] if asked.adversarial else ["tokenizer.adversarial=null"]),
         *asked.set,
     ]

@@ -16,7 +16,7 @@ stage ``tokenizer`` publishes one of variant ``tiny``, with weights from a file 
   than those of trained ones; the result says which they were.
 
 Processor time is that of the process; wall time depends on what else runs. Ratios are medians over the rounds, each within one
-round, and of the two precisions that of the worse one.
+round, and of the precisions that the processor has that of the worst one.
 """
 
 import argparse
@@ -41,6 +41,7 @@ from models.extension import load
 from models.tokenizers import Tokenizer
 from stages import precompute, shard, tokenizer
 from stages.batches import ClipFrames
+from stages.device import Precision, autocast, precisions
 from stages.networks import load_tokenizer
 from stages.storage import checkpoints
 from stages.storage.artifact import Artifact, find
@@ -53,7 +54,7 @@ from stages.tokenizing import Network
 from stages.views import ViewConfig, cut, draw_view, stored_view
 
 MODEL = {"name": "adaptive", "variant": "tiny", "top_k": 0.49}
-PRECISIONS = ("fp32", "bf16")
+PRECISIONS = precisions(torch.device("cpu"))
 STAGE, BARE = "stage precompute", "limit: tokenize alone"
 OURS, ZARR, DECODE = "place and values", "the same through zarr", "decoding its pixels"
 VERIFY_SHARE: float = precompute.Config.model_fields["verify_share"].default
@@ -139,7 +140,7 @@ def _tokenizer(weights: Path, snapshot: Artifact, workspace: Workspace) -> Artif
             "size_px": 32,
             "optimization": optimization,
             "adversarial": None,
-            "health": {"min_code_entropy_share": 0.0, "min_channel_entropy_bits": 0.0},
+            "health": {"min_code_entropy_share": 0.0, "min_channel_entropy_bits": 0.0, "min_psnr_over_flat_db": -100.0},
             "num_preview_windows": 2,
         }
     )
@@ -193,11 +194,11 @@ def _stage(data: Data, precision: str) -> Artifact:
 
 
 @torch.inference_mode()
-def _bare(data: Data, module: Tokenizer, precision: str, batches: Sequence[Sequence[torch.Tensor]]) -> None:
+def _bare(data: Data, module: Tokenizer, precision: Precision, batches: Sequence[Sequence[torch.Tensor]]) -> None:
     windows = _config(data, precision).windows
     for batch in batches:
         clips = torch.stack(list(batch)).permute(0, 4, 1, 2, 3)
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16"):
+        with autocast(torch.device("cpu"), precision):
             module.tokenize(clips.float() / 255, windows)
 
 

@@ -31,6 +31,7 @@ from models.extension import load
 from models.tokenizers import Tokenizer
 from models.tokenizers.adaptive import VARIANTS
 from stages import preview, quality, shard, tokenizer
+from stages.device import autocast, precisions
 from stages.networks import load_tokenizer
 from stages.storage.artifact import Artifact
 from stages.storage.workspace import Workspace
@@ -121,13 +122,13 @@ def _config(asked: argparse.Namespace) -> tokenizer.Config:
                 "weight_decay": 0.0,
                 "clip_grad_norm": 1.0,
                 "ema_decay": 0.995 if asked.steps >= 1000 else 0.8,
-                "precision": "bf16",
+                "precision": precisions(torch.device("cpu"))[-1],
                 "log_every_steps": every // 2,
                 "checkpoint_every_steps": every // 2,
             },
             "quality_every_steps": every,
             "num_preview_windows": 16 if asked.quick else 64,
-            "health": {"min_code_entropy_share": 0.0, "min_channel_entropy_bits": 0.0},
+            "health": {"min_code_entropy_share": 0.0, "min_channel_entropy_bits": 0.0, "min_psnr_over_flat_db": -100.0},
             "exclude": {"split": "test"},
             "cache_bytes": 4_000_000_000,
         }
@@ -184,8 +185,8 @@ def _speed(config: tokenizer.Config, module: Tokenizer, *, times: int) -> list[d
     """Windows per second of the frozen tokenizer and of the training, on all cores, the best of a few."""
     windows = torch.rand(4, 3, config.model.window_frames, config.size_px, config.size_px)
     rows = []
-    for precision in ("fp32", "bf16"):
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16"):
+    for precision in precisions(torch.device("cpu")):
+        with autocast(torch.device("cpu"), precision):
             frozen_s = _least_s(lambda: module.tokenize(windows), times)
             step_s = _least_s(lambda: (module(windows).clip.float() - windows).square().mean().backward(), times)
         rows.append(

@@ -13,6 +13,7 @@ from models.config import Config as BaseConfig
 from models.extension import extension
 from stages import pixels, summary
 from stages.batches import ClipFrames
+from stages.device import device
 from stages.evals import ProbeConfig
 from stages.exhibits import answer, clip_exhibit, curve_exhibit
 from stages.features import PRETRAINED, Extractor, extract, load, missing_shards
@@ -27,7 +28,6 @@ from stages.storage.index import Clip, Index
 from stages.storage.publish import publish_bytes
 from stages.storage.targets.reading import TargetReader
 from stages.storage.workspace import Workspace
-from stages.training import device
 from stages.views import cut, stored_view
 
 INPUTS = ("shard", "pretrain", "precompute", "tokenizer")

@@ -11,7 +11,7 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Self
 
 from pydantic import Field, model_validator
 
@@ -19,6 +19,7 @@ from models.config import Config as BaseConfig
 from models.extension import extension
 from models.tokenizers import Tokenizer, WindowConfig
 from stages.batches import ClipFrames
+from stages.device import Precision, device, warn_of_imitation
 from stages.errors import ArtifactMissing, ConfigError, TargetsInvalid
 from stages.networks import load_tokenizer
 from stages.products import ProductConfig
@@ -30,7 +31,6 @@ from stages.storage.targets.layout import CODES, PRIORITY, ArraySpec, Extent, Un
 from stages.storage.targets.writing import TargetWriter
 from stages.storage.workspace import Workspace
 from stages.tokenizing import Look, Network, Shard, ShardValues, tokenized
-from stages.training import device
 from stages.views import ViewConfig, draw_view
 
 STAGE = "precompute"
@@ -52,7 +52,7 @@ class Config(BaseConfig):
     """Their shape and number."""
     windows: WindowConfig = WindowConfig()
     """How a view is cut into the tokenizer's windows. As many whole clips as have ``batch_windows`` go through it together."""
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Precision = "fp32"
     """Precision of the tokenizer's matrix products and convolutions."""
     products: tuple[extension("stages.products", ProductConfig), ...] = ()
     """What else to store of every token, beside codes and priorities."""
@@ -128,6 +128,7 @@ def _network(config: Config, tokenizer: Tokenizer) -> Network:
         raise ConfigError(
             f"precompute.views.num_frames={config.views.num_frames} and precompute.windows do not fit the tokenizer: {error}"
         ) from error
+    warn_of_imitation(device(), config.precision, "precompute.precision")
     return Network(tokenizer.to(device()), config.windows, config.views.num_frames, config.precision, device())
 
 

@@ -19,6 +19,7 @@ from models.masking import MaskingConfig
 from models.quantizers import QuantizerConfig
 from models.targets import Target, TargetConfig
 from stages.batches import ClipFrames, Sample, Stream, training_clips
+from stages.device import device
 from stages.draws import below, generator
 from stages.errors import ConfigError
 from stages.storage import artifact, checkpoints
@@ -28,7 +29,7 @@ from stages.storage.publish import canonical_json, publish_bytes
 from stages.storage.targets.chunks import ChunkReader, Place
 from stages.storage.targets.reading import TargetReader
 from stages.storage.workspace import Workspace
-from stages.training import SAMPLE, Course, Losses, Moment, Optimization, Player, Training, device, on_stream, train
+from stages.training import SAMPLE, Course, Losses, Moment, Optimization, Player, Training, on_stream, train
 from stages.views import ViewConfig, cut, per_token, real_tokens, stored_view
 
 INPUTS = ("shard", "precompute")

@@ -20,6 +20,7 @@ from models.tokenizers import Tokenizer, TokenizerConfig, adaptive
 from models.tokenizers.adaptive import AdaptiveTokenizer
 from stages import preview, quality
 from stages.batches import ClipFrames, Sample, Stream, training_clips
+from stages.device import device
 from stages.draws import below, generator
 from stages.errors import ConfigError
 from stages.rebuilding import DISCRIMINATOR, TOKENIZER, Adversarial, Objective, Opponent, Perceptual, perceptual_network
@@ -28,7 +29,7 @@ from stages.storage.artifact import Artifact, Outcome, Work
 from stages.storage.index import Clip, Index
 from stages.storage.publish import canonical_json, publish_bytes
 from stages.storage.workspace import Workspace
-from stages.training import SAMPLE, Course, Optimization, Player, Training, device, on_stream, train
+from stages.training import SAMPLE, Course, Optimization, Player, Training, on_stream, train
 from stages.views import View, cut
 from stages.weights import WeightsFile
 

@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from models.grid import Patching
 from models.shapes import Float, Int, Tensor, UInt8
 from models.tokenizers import Tokenizer, WindowConfig
 from stages.batches import ClipFrames, Sample, in_order
+from stages.device import Precision, autocast
 from stages.draws import generator
 from stages.products import Footage, ProductConfig
 from stages.storage.artifact import Artifact
@@ -96,7 +97,7 @@ class Network:
     tokenizer: Tokenizer
     windows: WindowConfig
     num_frames: int
-    precision: Literal["fp32", "bf16"]
+    precision: Precision
     device: torch.device
 
     @property
@@ -108,7 +109,7 @@ class Network:
     def __call__(self, pixels: Sequence[UInt8[Tensor, "T H W C"]]) -> tuple[Int[Tensor, "B t h w"], Float[Tensor, "B t h w"]]:
         """Codes and priorities of views of several clips, on the device; does not wait for them."""
         clips = torch.stack([part.to(self.device, non_blocking=True) for part in pixels]).permute(0, 4, 1, 2, 3)
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
+        with autocast(self.device, self.precision):
             codes, priority = self.tokenizer.tokenize(clips.float() / 255, self.windows)
         return codes, priority.float()
 

@@ -10,7 +10,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple, Protocol, Self
+from typing import Any, ClassVar, NamedTuple, Protocol, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -19,6 +19,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from models.config import Config
 from stages.batches import Loader, Stream, batches
+from stages.device import Precision, autocast, device, warn_of_imitation
 from stages.errors import ArtifactDamaged, TrainingDiverged
 from stages.progress import Monitor
 from stages.storage import checkpoints
@@ -56,8 +57,8 @@ class Optimization(Config):
     """Equal parts into which a batch is cut, one after the other through the networks; bounds the memory."""
     ema_decay: float | None = Field(default=None, gt=0, lt=1)
     """Decay per step of the exponential moving average of the parameters, which is then what is published; ``None``: none."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """Precision of matrix products and convolutions; parameters and losses stay in fp32."""
+    precision: Precision = "fp32"
+    """Of matrix products and convolutions; parameters and losses stay in fp32. bf16 is for devices that have it."""
     log_every_steps: int = 10
     """Steps over which reported measurements are averaged."""
     checkpoint_every_steps: int = 200
@@ -257,6 +258,7 @@ def train(training: Training, *, folder: Path, monitor: Monitor) -> Course:
         ArtifactDamaged: the newest whole checkpoint is not one of this training.
     """
     config = training.optimization
+    warn_of_imitation(device(), config.precision, f"{training.label}.optimization.precision")
     first_step, (history, digest) = _resume(training, folder)
     monitor.begin(training.label, total=training.total_steps, done=first_step)
     pending: list[Losses] = []
@@ -276,16 +278,11 @@ def train(training: Training, *, folder: Path, monitor: Monitor) -> Course:
     return Course(history, digest)
 
 
-def device() -> torch.device:
-    """Where to compute: the GPU if there is one."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
 def _step(training: Training, batch: Mapping[str, Tensor], step: int) -> Losses:
     config, found = training.optimization, []
     for number, part in enumerate(_parts(batch, config.accumulation_steps)):
         moved = {name: value.to(device(), non_blocking=True) for name, value in part.items()}
-        with torch.autocast(device().type, dtype=torch.bfloat16, enabled=config.precision == "bf16"):
+        with autocast(device(), config.precision):
             losses = training.losses(moved, Moment(step, number))
         for name, measures in losses.items():
             # Only this player's parameters: those of an opponent are passed through.

@@ -30,7 +30,6 @@ NETWORK = {
 }  # fmt: skip
 STEPS = {"num_steps": 4, "batch_clips": 2, "learning_rate": 1e-3, "log_every_steps": 1, "checkpoint_every_steps": 2}
 OPPONENT = {"start_step": 1, "discriminator": {"base_channels": 4, "channel_multipliers": [1, 1]}, "r1_every_steps": 2}
-ANY_HEALTH = {"min_code_entropy_share": 0.0, "min_channel_entropy_bits": 0.0}
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +38,13 @@ def snapshot(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
 
 
 def config(**changes: Any) -> tokenizer.Config:
-    values = {"model": NETWORK, "size_px": toy.SIZE_PX, "optimization": STEPS, "num_preview_windows": 2, "health": ANY_HEALTH}
+    values = {
+        "model": NETWORK,
+        "size_px": toy.SIZE_PX,
+        "optimization": STEPS,
+        "num_preview_windows": 2,
+        "health": toy.NO_HEALTH,
+    }
     return tokenizer.Config.model_validate({**values, "adversarial": OPPONENT, **changes})
 
 
