@@ -31,7 +31,7 @@ def precisions(place: torch.device) -> tuple[Precision, ...]:
 
 
 def warn_of_imitation(place: torch.device, precision: Precision, setting: str) -> None:
-    """Say so when a device has no such arithmetic: on a CPU with AVX2 alone convolutions were 30 to 120 times slower than in fp32.
+    """Say so when a device has no such arithmetic: convolutions were 30 to 120 times slower on a CPU with AVX2 alone.
 
     Args:
         place: the device.
