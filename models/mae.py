@@ -118,9 +118,13 @@ def hidden_weight(visible: Int[Tensor, "B V"], predict: Int[Tensor, "B P"], real
     return counts.gather(1, predict)
 
 
+def masked_mean(per_token: Float[Tensor, "B P"], weight: Float[Tensor, "B P"]) -> Float[Tensor, ""]:
+    """The mean over the tokens whose weight is one; zero, with a zero gradient, where there are none."""
+    return (per_token * weight).sum() / weight.sum().clamp(min=1.0)
+
+
 def masked_mse(
     predictions: Float[Tensor, "B P X"], targets: Float[Tensor, "B P X"], weight: Float[Tensor, "B P"]
 ) -> Float[Tensor, ""]:
     """Mean squared error over the tokens whose weight is one; zero where there are none."""
-    per_token = (predictions.float() - targets.float()).square().mean(dim=-1)  # [B, P]
-    return (per_token * weight).sum() / weight.sum().clamp(min=1.0)
+    return masked_mean((predictions.float() - targets.float()).square().mean(dim=-1), weight)

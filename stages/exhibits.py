@@ -14,7 +14,7 @@ from stages.summary import headline, percent
 _CURVES = {
     "tokenizer": (("loss", "psnr_db"), "The tokenizer learning to rebuild windows of video from their most important codes"),
     "pretrain": (
-        ("loss", "loss_over_variance"),
+        ("loss", "loss_over_constant"),
         "The autoencoder learning to predict hidden tokens",
     ),
 }

@@ -25,9 +25,9 @@ ROLE_TITLES: Mapping[int, str] = MappingProxyType(
     {VISIBLE: "seen by the encoder", TOP: "predicted: highest priority", RANDOM: "predicted: chosen at random"}
 )
 _CURVE_TITLES = {
-    "loss": "loss (mean squared error)",
+    "loss": "loss",
     "psnr_db": "PSNR of the reconstruction, dB",
-    "loss_over_variance": "share of the target's variance left unexplained",
+    "loss_over_constant": "loss over that of the best constant prediction",
 }
 _PROBE_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
 _INK = "#222222"
@@ -75,10 +75,10 @@ def curves(history: Sequence[Mapping[str, float]], names: Sequence[str]) -> byte
         axis.plot([row["step"] for row in history], [row[name] for row in history], color=_PROBE_COLOURS[0], linewidth=1.4)
         axis.set_title(_CURVE_TITLES.get(name, name), fontsize=10, color=_INK)
         axis.set_xlabel("step", fontsize=9, color=_INK)
-        if name == "loss_over_variance":
+        if name == "loss_over_constant":
             axis.axhline(1, color="#888888", linewidth=1, linestyle="--")
             place = ("axes fraction", "data")
-            axis.annotate("no better than the mean", (0.99, 1), xycoords=place, ha="right", va="bottom", fontsize=8)
+            axis.annotate("no better than a constant", (0.99, 1), xycoords=place, ha="right", va="bottom", fontsize=8)
         _plain(axis)
     return _png(figure)
 

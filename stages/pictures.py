@@ -16,7 +16,8 @@ from torch import Tensor
 from models.extension import load
 from models.grid import gather_tokens, patchify, unpatchify
 from models.mae import MaskedAutoencoder
-from models.masking import MaskingConfig, first_real, share_of
+from models.masking import MaskingConfig, first_real, token_scores
+from models.masking.hidden_only import Config as HiddenOnly
 from models.masking.priority import Config as PriorityMasking
 from models.shapes import Bool, Float, Int, Shaped
 from models.targets.code_vectors import Config as CodeTarget
@@ -131,22 +132,19 @@ class Painter:
 
     def _scores(self, products: Mapping[str, Shaped[Tensor, "N ..."]]) -> Float[Tensor, " N"]:
         """What the tokens to predict are chosen by; the tokenizer's priority where they are not chosen by anything."""
-        if isinstance(self.decoder_masking, PriorityMasking):
-            return self.decoder_masking.scores(products)
-        return products["priority"]
+        return token_scores(products[next(iter(self.decoder_masking.needs), "priority")])
 
     def _choose(
         self, products: Mapping[str, Shaped[Tensor, "N ..."]], real: Bool[Tensor, " N"], clip_id: str
     ) -> tuple[Int[Tensor, " V"], Int[Tensor, " P"]]:
         """What a training step might have drawn for this clip."""
-        rules = {"visible": self.encoder_masking, "predict": self.decoder_masking}
-        chosen = {
-            role: rule.select(
-                self.geometry.grid, products=products, real=real, generator=generator(self.seed, "picture", role, clip_id)
-            )
-            for role, rule in rules.items()
-        }
-        return chosen["visible"], chosen["predict"]
+        grid = self.geometry.grid
+        draws = {role: generator(self.seed, "picture", role, clip_id) for role in ("visible", "predict")}
+        visible = self.encoder_masking.select(grid, products=products, real=real, generator=draws["visible"])
+        predict = self.decoder_masking.select_beside(
+            grid, visible=visible, products=products, real=real, generator=draws["predict"]
+        )
+        return visible, predict
 
     def _predicted_vectors(
         self, patches: Patches, visible: Int[Tensor, " V"], predict: Int[Tensor, " P"]
@@ -188,9 +186,12 @@ class Painter:
         grid = self.geometry.grid
         roles = torch.full((grid.num_tokens,), UNUSED)
         roles[predict] = RANDOM
-        if isinstance(self.decoder_masking, PriorityMasking):
+        rule, eligible = self.decoder_masking, real
+        if isinstance(rule, HiddenOnly):
+            rule, eligible = rule.rule, real.scatter(0, visible, False)
+        if isinstance(rule, PriorityMasking):
             by_score = top_k_positions(scores, grid.num_tokens)
-            roles[first_real(by_score, real, share_of(self.decoder_masking.top, grid.num_tokens))] = TOP
+            roles[first_real(by_score, eligible, rule.top_count(grid))] = TOP
         roles[visible] = VISIBLE
         return roles.view(tuple(grid)).numpy()
 

@@ -22,6 +22,8 @@ from stages.batches import ClipFrames, Sample, Stream, training_clips
 from stages.device import device
 from stages.draws import below, generator
 from stages.errors import ConfigError
+from stages.optimization import Optimization
+from stages.player import Player
 from stages.storage import artifact, checkpoints
 from stages.storage.artifact import Artifact, Outcome, Work
 from stages.storage.index import Clip
@@ -29,11 +31,11 @@ from stages.storage.publish import canonical_json, publish_bytes
 from stages.storage.targets.chunks import ChunkReader, Place
 from stages.storage.targets.reading import TargetReader
 from stages.storage.workspace import Workspace
-from stages.training import SAMPLE, Course, Losses, Moment, Optimization, Player, Training, on_stream, train
+from stages.training import SAMPLE, Course, Losses, Moment, Training, on_stream, train
 from stages.views import ViewConfig, cut, per_token, real_tokens, stored_view
 
 INPUTS = ("shard", "precompute")
-VERSION = 3
+VERSION = 4
 
 _PLAYER = "autoencoder"
 
@@ -48,7 +50,8 @@ class Config(BaseConfig):
     encoder_masking: extension("models.masking", MaskingConfig)
     """Which tokens the encoder sees."""
     decoder_masking: extension("models.masking", MaskingConfig)
-    """Which tokens the decoder predicts; those that the encoder sees as well do not count in the loss."""
+    """Which tokens the decoder predicts; those that the encoder sees as well do not count in the loss,
+    and ``hidden_only`` keeps any rule away from them."""
     target: extension("models.targets", TargetConfig)
     """What is predicted of a token."""
     optimization: Optimization
@@ -181,21 +184,21 @@ def sample(task: Task, clip: Clip, epoch: int, place: Place) -> Sample:
     config, view = task.config, stored_view(place)
     products = {name: per_token(values) for name, values in task.targets.read(place, config.needs).items()}
     real = real_tokens(view, task.grid, config.model.patching.tubelet_frames)
-    chosen = {
-        role: masking.select(
-            task.grid, products=products, real=real, generator=generator(config.seed, role, epoch, clip.clip_id)
-        )
-        for role, masking in (("visible", config.encoder_masking), ("predict", config.decoder_masking))
-    }
+    draws = {role: generator(config.seed, role, epoch, clip.clip_id) for role in ("visible", "predict")}
+    visible = config.encoder_masking.select(task.grid, products=products, real=real, generator=draws["visible"])
+    predict = config.decoder_masking.select_beside(
+        task.grid, visible=visible, products=products, real=real, generator=draws["predict"]
+    )
     pixels = torch.from_numpy(cut(task.frames, clip, view, task.views.num_frames))
     patches = patchify(rearrange(pixels, "T H W C -> 1 C T H W"), config.model.patching)[0]
     return {
         SAMPLE: f"{clip.clip_id} {epoch}",
-        **chosen,
+        "visible": visible,
+        "predict": predict,
         "real": real,
-        "visible_patches": patches[chosen["visible"]],
-        "predict_patches": patches[chosen["predict"]],
-        **{f"product/{name}": products[name][chosen["predict"]] for name in config.target.needs},
+        "visible_patches": patches[visible],
+        "predict_patches": patches[predict],
+        **{f"product/{name}": products[name][predict] for name in config.target.needs},
     }
 
 
@@ -205,10 +208,11 @@ def _losses(module: mae.MaskedAutoencoder, target: Target, batch: Mapping[str, T
     wanted = target(batch["predict_patches"].float() / 255, products)
     predicted = module(batch["visible_patches"].float() / 255, visible, predict)
     weight = mae.hidden_weight(visible, predict, batch["real"])
-    loss = mae.masked_mse(predicted.float(), wanted, weight)
-    baseline = mae.masked_mse(wanted.mean(dim=(0, 1), keepdim=True).expand_as(wanted), wanted, weight)
+    constant = target.best_constant(wanted, weight).expand(*predict.shape, -1)
+    loss = mae.masked_mean(target.error(predicted, wanted), weight)
+    baseline = mae.masked_mean(target.error(constant, wanted), weight)
     share = loss.detach() / baseline.clamp_min(1e-12)
-    return {_PLAYER: {"loss": loss, "loss_over_variance": share, "counted_share": weight.mean()}}
+    return {_PLAYER: {"loss": loss, "loss_over_constant": share, "counted_share": weight.mean()}}
 
 
 def _publish(task: Task, module: nn.Module, target: Target, course: Course, folder: Path) -> None:

@@ -23,18 +23,20 @@ from stages.batches import ClipFrames, Sample, Stream, training_clips
 from stages.device import device
 from stages.draws import below, generator
 from stages.errors import ConfigError
+from stages.optimization import Optimization
+from stages.player import Player
 from stages.rebuilding import DISCRIMINATOR, TOKENIZER, Adversarial, Objective, Opponent, Perceptual, perceptual_network
 from stages.storage import artifact, checkpoints
 from stages.storage.artifact import Artifact, Outcome, Work
 from stages.storage.index import Clip, Index
 from stages.storage.publish import canonical_json, publish_bytes
 from stages.storage.workspace import Workspace
-from stages.training import SAMPLE, Course, Optimization, Player, Training, on_stream, train
+from stages.training import SAMPLE, Course, Training, on_stream, train
 from stages.views import View, cut
 from stages.weights import WeightsFile
 
 INPUTS = ("shard",)
-VERSION = 3
+VERSION = 4
 
 _HEADLINES = ("psnr_all_tokens_db", "psnr_kept_tokens_db", "psnr_topk_gain_db", "ssim_all_tokens", "code_entropy_bits")
 """What a run says of a tokenizer; everything is in its ``metrics.json``."""

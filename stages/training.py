@@ -1,27 +1,35 @@
 """The loop that both trainings share: AdamW, warm-up and cosine, checkpoints, and a resume that changes no number.
 
 A training has one network or several that play against each other, each with an optimizer of its own. All state is in the
-checkpoint: parameters, buffers, moments, averages, curves and the digest of all samples seen; no generator has any.
+checkpoint: parameters, buffers, moments, averages, curves and the digest of all samples seen; no generator has any. It runs in
+one process or in several ranks, of which the first one writes.
 """
 
+import contextlib
 import dataclasses
 import functools
 import logging
 import math
+import os
+import signal
+import statistics
+import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, Protocol, Self
+from typing import Any, NamedTuple, Protocol
 
 import torch
-from pydantic import Field, model_validator
-from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch import Tensor
 
-from models.config import Config
 from stages.batches import Loader, Stream, batches
-from stages.device import Precision, autocast, device, warn_of_imitation
+from stages.device import autocast, device, warn_of_imitation
 from stages.errors import ArtifactDamaged, TrainingDiverged
+from stages.guard import Decision, Guard, Ledger, Refusal, RolledBack, describe
+from stages.optimization import Optimization
+from stages.player import Player, below
 from stages.progress import Monitor
+from stages.ranks import ALONE, Ranks, TreeSum, check_order
 from stages.storage import checkpoints
 from stages.storage.artifact import CHECKPOINTS
 from stages.storage.checkpoints import Checkpoint
@@ -29,85 +37,14 @@ from stages.storage.publish import sha256_bytes
 
 _log = logging.getLogger(__name__)
 
-
-class Optimization(Config):
-    """How a training steps."""
-
-    EXECUTION: ClassVar[frozenset[str]] = frozenset({"checkpoint_every_steps"})
-
-    num_steps: int | None = Field(default=None, gt=0)
-    """Optimizer steps in all; or give ``num_epochs``."""
-    num_epochs: int | None = Field(default=None, gt=0)
-    """Passes over the clips; or give ``num_steps``."""
-    batch_clips: int = Field(gt=0)
-    """Clips (tokenizer: windows) per step, over all devices."""
-    learning_rate: float = Field(gt=0)
-    """Peak rate, reached at the end of the warm-up."""
-    min_learning_rate: float = 1e-5
-    """Rate at the last step of the cosine."""
-    warmup_share: float = Field(default=0.0, ge=0, lt=1)
-    """Share of all steps that warms up linearly from zero."""
-    betas: tuple[float, float] = (0.9, 0.95)
-    """AdamW's decay rates of the first and second moment."""
-    weight_decay: float = 0.05
-    """AdamW's decoupled decay; not applied to biases, norms and single vectors."""
-    clip_grad_norm: float | None = None
-    """Largest global gradient norm, per network; ``None``: unclipped."""
-    accumulation_steps: int = Field(default=1, gt=0)
-    """Equal parts into which a batch is cut, one after the other through the networks; bounds the memory."""
-    ema_decay: float | None = Field(default=None, gt=0, lt=1)
-    """Decay per step of the exponential moving average of the parameters, which is then what is published; ``None``: none."""
-    precision: Precision = "fp32"
-    """Of matrix products and convolutions; parameters and losses stay in fp32. bf16 is for devices that have it."""
-    log_every_steps: int = 10
-    """Steps over which reported measurements are averaged."""
-    checkpoint_every_steps: int = 200
-    """Steps between checkpoints: what a killed run loses at most."""
-
-    @model_validator(mode="after")
-    def _checkpoints_fall_on_reports(self) -> Self:
-        if self.checkpoint_every_steps % self.log_every_steps:
-            raise ValueError(
-                f"checkpoint_every_steps {self.checkpoint_every_steps} must be a multiple of log_every_steps "
-                f"{self.log_every_steps}, or a resumed run would average other steps"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _parts_are_equal(self) -> Self:
-        if self.batch_clips % self.accumulation_steps:
-            raise ValueError(
-                f"batch_clips {self.batch_clips} does not divide into accumulation_steps {self.accumulation_steps}"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _has_one_duration(self) -> Self:
-        if (self.num_steps is None) == (self.num_epochs is None):
-            raise ValueError(f"give exactly one of num_steps ({self.num_steps}) and num_epochs ({self.num_epochs})")
-        return self
-
-    def total_steps(self, num_clips: int) -> int:
-        """Optimizer steps in all, for epochs of ``num_clips`` clips."""
-        if self.num_steps is not None:
-            return self.num_steps
-        assert self.num_epochs is not None  # the validator saw to it
-        return max(1, self.num_epochs * num_clips // self.batch_clips)
-
-    def rate(self, step: int, total_steps: int) -> float:
-        """The learning rate of a step, counted from 0."""
-        warmup_steps = int(self.warmup_share * total_steps)
-        if step < warmup_steps:
-            return self.learning_rate * (step + 1) / warmup_steps
-        share = (step - warmup_steps) / max(1, total_steps - warmup_steps)
-        return self.min_learning_rate + (self.learning_rate - self.min_learning_rate) * (1 + math.cos(math.pi * share)) / 2
-
-
 Batch = dict[str, Tensor]
 Losses = dict[str, Tensor]
 
 SAMPLE = "sample"
 """The key of a batch under which every sample says what it is, such as ``<clip_id> <epoch>``; seen by no network."""
+_GUARD = "guard"
+_MISSES = 3
+"""Checkpoints in a row that may fail to be written before the training ends."""
 
 
 class Moment(NamedTuple):
@@ -116,79 +53,14 @@ class Moment(NamedTuple):
     step: int
     """Optimizer steps done before."""
     part: int
-    """Which part of the accumulated batch, from 0."""
+    """Which part of the global batch, from 0."""
 
 
 class Batches(Protocol):
     """The batches from a step on."""
 
     def __call__(self, *, first_step: int) -> Iterator[dict[str, Any]]:
-        """The batch of ``first_step``, then of every later one; beside tensors, ``SAMPLE`` names its samples."""
-
-
-class Player:
-    """One network of a training, its optimizer, and the moving average of its parameters if there is one.
-
-    Args:
-        module: whose parameters are trained.
-        optimization: how.
-    """
-
-    def __init__(self, module: nn.Module, optimization: Optimization) -> None:
-        self.module = module
-        self.optimization = optimization
-        self.optimizer = _adamw(module, optimization)
-        decay = optimization.ema_decay
-        following: Any = get_ema_multi_avg_fn(decay) if decay else None  # type: ignore[no-untyped-call]
-        self.average = AveragedModel(module, multi_avg_fn=following) if decay else None
-        self.num_updates = 0
-
-    @property
-    def trained(self) -> nn.Module:
-        """What the training came to: the average if there is one."""
-        return self.module if self.average is None else self.average.module
-
-    def parameters(self) -> list[nn.Parameter]:
-        """What is trained."""
-        return [value for value in self.module.parameters() if value.requires_grad]
-
-    def update(self, rate: float) -> Tensor:
-        """Step along the gradients that are there; their norm before clipping."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        limit = self.optimization.clip_grad_norm
-        norm = nn.utils.clip_grad_norm_(self.parameters(), math.inf if limit is None else limit)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        if self.average is not None:
-            self.average.update_parameters(self.module)
-        self.num_updates += 1
-        return norm.detach()
-
-    def state(self) -> dict[str, Tensor]:
-        """All tensors that a resume needs."""
-        tensors = {f"module/{name}": value for name, value in self.module.state_dict().items()}
-        for name, parameter in self.module.named_parameters():
-            tensors |= {f"optimizer/{name}/{key}": value for key, value in self.optimizer.state[parameter].items()}
-        average = {} if self.average is None else self.average.state_dict()
-        return tensors | {f"average/{name}": value for name, value in average.items()}
-
-    def restore(self, tensors: Mapping[str, Tensor], num_updates: int) -> None:
-        """Take over the state that was saved after ``num_updates`` updates.
-
-        Raises:
-            RuntimeError: it is not the state of this network and optimizer.
-        """
-        self.module.load_state_dict(_below(tensors, "module/"))
-        if self.average is not None:
-            self.average.load_state_dict(_below(tensors, "average/"))
-        for name, parameter in self.module.named_parameters():
-            state = _below(tensors, f"optimizer/{name}/")
-            if set(state) != ({"step", "exp_avg", "exp_avg_sq"} if num_updates and parameter.requires_grad else set()):
-                raise RuntimeError(f"the optimizer's state of {name} after {num_updates} updates is {sorted(state)}")
-            if state:
-                self.optimizer.state[parameter] = {key: value.to(parameter.device) for key, value in state.items()}
-        self.num_updates = num_updates
+        """The rank's part of the batch of ``first_step``, then of every later one; ``SAMPLE`` names its samples."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -203,6 +75,7 @@ class Training:
         optimization: how long, how often to report and to save, at which rate.
         total_steps: how often.
         label: what the progress bar calls it.
+        ranks: this process among those that train together.
     """
 
     players: Mapping[str, Player]
@@ -215,15 +88,19 @@ class Training:
     """Measures the networks as they are; its measures join the row of a step. It must leave no trace in them."""
     judge_every_steps: int | None = None
     """Steps between judgements, a multiple of ``log_every_steps``; ``None``: none."""
+    ranks: Ranks = ALONE
+    """This process among those that train together."""
 
 
 class Course(NamedTuple):
     """What a training left beside its networks, the same whether or not it was interrupted."""
 
     history: list[dict[str, float]]
-    """One row per ``log_every_steps``: ``step`` and the mean of every measure."""
+    """One row per ``log_every_steps``: ``step`` and the mean of every measure over the steps that were applied."""
     sample_digest: str
     """sha256 over the names of all samples in the order in which they were trained on."""
+    left_out: Sequence[Mapping[str, Any]] = ()
+    """The steps that were refused and left out, with reason and samples."""
 
 
 def on_stream(
@@ -236,17 +113,27 @@ def on_stream(
     label: str,
     judge: Callable[[], Mapping[str, float]] | None = None,
     judge_every_steps: int | None = None,
+    ranks: Ranks = ALONE,
 ) -> Training:
     """The training of networks on the clips of a stream, for as many steps as ``optimization`` makes of them."""
     total_steps = optimization.total_steps(stream.num_clips)
     following = functools.partial(
-        batches, stream, batch_clips=optimization.batch_clips, last_step=total_steps, num_workers=num_workers
+        batches,
+        stream,
+        batch_clips=optimization.batch_clips,
+        last_step=total_steps,
+        num_workers=num_workers,
+        rank=ranks.rank,
+        world_size=ranks.size,
     )
-    return Training(players, losses, following, optimization, total_steps, label, judge, judge_every_steps)
+    return Training(players, losses, following, optimization, total_steps, label, judge, judge_every_steps, ranks)
 
 
 def train(training: Training, *, folder: Path, monitor: Monitor) -> Course:
     """Train the players in place, from the newest checkpoint if there is one.
+
+    A step that is refused is not applied: the training goes back to its last checkpoint and replays once, and leaves out what
+    is refused again. Asked to end by SIGTERM, it saves a checkpoint after the step in hand and lets the signal do its work.
 
     Args:
         training: the networks, their losses and their batches.
@@ -254,51 +141,296 @@ def train(training: Training, *, folder: Path, monitor: Monitor) -> Course:
         monitor: told of every step.
 
     Raises:
-        TrainingDiverged: a loss or gradient is not finite.
+        TrainingDiverged: too many steps in a row were refused.
         ArtifactDamaged: the newest whole checkpoint is not one of this training.
+        ConfigError: the batch does not divide among the ranks.
+        OSError: checkpoints could not be written, again and again.
     """
     config = training.optimization
     warn_of_imitation(device(), config.precision, f"{training.label}.optimization.precision")
-    first_step, (history, digest) = _resume(training, folder)
-    monitor.begin(training.label, total=training.total_steps, done=first_step)
-    pending: list[Losses] = []
-    following = Loader(training.batches(first_step=first_step))
-    for step in range(first_step, training.total_steps):
-        batch = next(following)
-        digest = sha256_bytes("\n".join([digest, *batch.pop(SAMPLE)]).encode())
-        pending.append(_step(training, batch, step))
-        monitor.advance()
-        if (step + 1) % config.log_every_steps == 0 or step + 1 == training.total_steps:
-            history.append({**_mean(pending, step + 1), **_judged(training, step + 1)})
-            measured = {name: value for name, value in history[-1].items() if name != "step"}
-            monitor.log(step + 1, {**measured, "data_wait_share": following.wait_share})  # a time: no part of the history
-            pending = []
-        if (step + 1) % config.checkpoint_every_steps == 0:
-            checkpoints.save(folder, _checkpoint(training, step + 1, Course(history, digest)))
-    return Course(history, digest)
+    if config.deterministic:
+        check_order(config.accumulation_steps, training.ranks)
+    with _exact(config.deterministic), _ended_by_signal() as is_asked_to_end:
+        run = _Run(training, folder, monitor, is_asked_to_end)
+        while True:
+            try:
+                return run.to_the_end()
+            except RolledBack:
+                training.ranks.wait()  # until the decision is written
+                run.go_back()
 
 
-def _step(training: Training, batch: Mapping[str, Tensor], step: int) -> Losses:
-    config, found = training.optimization, []
-    for number, part in enumerate(_parts(batch, config.accumulation_steps)):
-        moved = {name: value.to(device(), non_blocking=True) for name, value in part.items()}
-        with autocast(device(), config.precision):
-            losses = training.losses(moved, Moment(step, number))
-        for name, measures in losses.items():
-            # Only this player's parameters: those of an opponent are passed through.
-            wanted = training.players[name].parameters()
-            torch.autograd.backward(measures["loss"] / config.accumulation_steps, inputs=wanted)
-        found.append({_spelled(training, name, key): value for name in losses for key, value in losses[name].items()})
-    rate = config.rate(step, training.total_steps) / config.learning_rate
-    for name in losses:
-        player = training.players[name]
-        found[-1][_spelled(training, name, "grad_norm")] = player.update(rate * player.optimization.learning_rate)
-    return _means(found)
+class _Step(NamedTuple):
+    """What is known of a step that was computed."""
+
+    step: int
+    samples: list[str]
+    """Of the global batch."""
+    measures: dict[str, list[float]]
+    """Of every part, or one for all."""
+    is_refused: bool
 
 
-def _judged(training: Training, step: int) -> Mapping[str, float]:
-    every = training.judge_every_steps
-    return training.judge() if training.judge and every and step % every == 0 else {}
+class _Unread(NamedTuple):
+    """The same while it lies on the device, of this rank's parts."""
+
+    step: int
+    samples: list[str]
+    measures: dict[str, list[Tensor]]
+    refused: Tensor
+
+
+class _Run:
+    """A training from a checkpoint on."""
+
+    def __init__(self, training: Training, folder: Path, monitor: Monitor, is_asked_to_end: Callable[[], bool]) -> None:
+        self.training, self.folder, self.monitor = training, folder, monitor
+        self.is_asked_to_end = is_asked_to_end
+        self.guard = Guard(training.optimization.guard, training.players, device())
+        self.history: list[dict[str, float]] = []
+        self.digest = ""
+        self.unread: list[_Unread] = []
+        self.pending: list[_Step] = []
+        self.misses, self.first_step = 0, 0
+        self.ledger = Ledger.read(folder)
+        self._resume()
+        training.ranks.wait()  # nobody writes before everybody has read
+
+    def go_back(self) -> None:
+        """Become what the newest checkpoint holds.
+
+        Raises:
+            ArtifactDamaged: there is none.
+        """
+        self.unread = []
+        newest = checkpoints.load_newest(self.folder)
+        if newest is None:
+            raise ArtifactDamaged(f"{self.folder}: no checkpoint to go back to; run again to begin anew")
+        self._take_over(newest)
+        self.training.ranks.wait()
+
+    def to_the_end(self) -> Course:
+        """Every step that is left."""
+        training, config = self.training, self.training.optimization
+        self.monitor.begin(training.label, total=training.total_steps, done=self.first_step)
+        following = Loader(training.batches(first_step=self.first_step))
+        since_s, since_step = time.perf_counter(), self.first_step
+        for step in range(self.first_step, training.total_steps):
+            batch = next(following)
+            self.unread.append(self._step(batch, step))
+            self.monitor.advance()
+            if (step + 1) % config.log_every_steps == 0 or step + 1 == training.total_steps:
+                step_s = (time.perf_counter() - since_s) / (step + 1 - since_step)
+                self._report(step + 1, {"data_wait_share": following.wait_share, "step_s": step_s})
+                since_s, since_step = time.perf_counter(), step + 1
+            if (step + 1) % config.checkpoint_every_steps == 0:
+                self._save(step + 1)
+            self._end_if_asked(step + 1)
+        return Course(self.history, self.digest, self.ledger.left_out)
+
+    def _step(self, batch: dict[str, Any], step: int) -> _Unread:
+        training, config = self.training, self.training.optimization
+        samples = batch.pop(SAMPLE)
+        found, sums = [], {name: TreeSum() for name in training.players}
+        parts = training.ranks.parts(config.accumulation_steps)
+        for number, part in zip(parts, _parts(batch, len(parts)), strict=True):
+            moved = {name: value.to(device(), non_blocking=True) for name, value in part.items()}
+            with autocast(device(), config.precision):
+                losses = training.losses(moved, Moment(step, number))
+            for name, measures in losses.items():
+                player = training.players[name]
+                # Only this player's parameters: those of an opponent are passed through.
+                torch.autograd.backward(measures["loss"] / config.accumulation_steps, inputs=player.parameters())
+                if config.deterministic:
+                    sums[name].add(player.take_gradients())
+            found.append(losses)
+        played = {name: training.players[name] for name in found[0]}
+        for name, player in played.items():
+            if config.deterministic:
+                player.put_gradients(sums[name].total())
+            training.ranks.add_up(player.gradients(), in_order=config.deterministic)
+        refused, norms = self._judged(found, played, step)
+        rate = config.rate(step, training.total_steps) / config.learning_rate
+        for name, player in played.items():
+            player.update(rate * player.optimization.learning_rate, norms[name], refused)
+        measured = {
+            self._spelled(name, key): [losses[name][key].detach().float() for losses in found]
+            for name in found[0]
+            for key in found[0][name]
+        }
+        measured |= {self._spelled(name, "grad_norm"): [norm] for name, norm in norms.items()}
+        return _Unread(step, samples, measured, refused)
+
+    def _judged(
+        self, found: Sequence[Mapping[str, Losses]], played: Mapping[str, Player], step: int
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Whether the step is refused, the same in all ranks, and the norms of the gradients."""
+        norms = {name: player.norm() for name, player in played.items()}
+        losses = [measures["loss"].detach().float() for part in found for measures in part.values()]
+        total = torch.stack(losses).sum()[None]
+        self.training.ranks.add_up([total], in_order=False)  # of all ranks: one that is not finite makes the sum so
+        return self.guard.refuses([total[0]], norms, is_decided=self.ledger.leaves_out(step)), norms
+
+    def _spelled(self, player: str, measure: str) -> str:
+        return measure if player == next(iter(self.training.players)) else f"{player}_{measure}"
+
+    def _read(self) -> None:
+        """Fetch what the device knows of the steps since the last time, from all ranks."""
+        own = [
+            [unread.samples, {name: [float(value) for value in values] for name, values in unread.measures.items()}]
+            for unread in self.unread
+        ]
+        for unread, *parts in zip(self.unread, *self.training.ranks.gathered(own), strict=True):
+            samples = [name for names, _ in parts for name in names]
+            measures = {
+                name: values if _is_of_all(name) else [value for _, found in parts for value in found[name]]
+                for name, values in parts[0][1].items()
+            }
+            self.digest = sha256_bytes("\n".join([self.digest, *samples]).encode())
+            self.pending.append(_Step(unread.step, samples, measures, bool(unread.refused)))
+        self.unread = []
+
+    def _report(self, step: int, pace: Mapping[str, float]) -> None:
+        """See to what was refused, then add a row to the curves."""
+        self._read()
+        self._settle(step)
+        applied = [pending for pending in self.pending if not pending.is_refused]
+        row = {"step": step, **_means([pending.measures for pending in applied])}
+        if len(applied) < len(self.pending):
+            row["refused_steps"] = len(self.pending) - len(applied)
+        broken = [name for name, value in row.items() if not math.isfinite(value)]
+        if broken:
+            raise TrainingDiverged(
+                f"{', '.join(broken)} stopped being finite before step {step} while losses and gradients were finite"
+            )
+        self.history.append({**row, **self._judgement(step)})
+        measured = {name: value for name, value in self.history[-1].items() if name != "step"}
+        clips_per_s = self.training.optimization.batch_clips / max(pace["step_s"], 1e-9)
+        self.monitor.log(step, {**measured, **pace, "clips_per_s": clips_per_s})  # times: no part of the history
+        self.pending = []
+
+    def _settle(self, step: int) -> None:
+        """Write down what is done about refused steps.
+
+        Raises:
+            RolledBack: to go back and compute them again.
+            TrainingDiverged: there are too many.
+        """
+        refused = {pending.step: _refusal(pending) for pending in self.pending if pending.is_refused}
+        settled = self.ledger.after(self.pending[0].step, step, refused)
+        if settled == self.ledger:
+            return
+        describe(self.ledger, settled)
+        if self.training.ranks.is_first:
+            settled.write(self.folder)
+        is_new = settled.replayed_to > self.ledger.replayed_to
+        self.ledger = settled
+        settled.check(self.training.optimization.guard)
+        if is_new:
+            raise RolledBack
+
+    def _judgement(self, step: int) -> Mapping[str, float]:
+        training, every = self.training, self.training.judge_every_steps
+        is_due = training.judge is not None and every is not None and step % every == 0
+        return training.judge() if training.judge and is_due and training.ranks.is_first else {}
+
+    def _save(self, step: int) -> None:
+        """Write a checkpoint; where that fails, go on with those that there are."""
+        if not self.training.ranks.is_first:
+            return
+        try:
+            checkpoints.save(self.folder, self._checkpoint(step))
+            self.misses = 0
+        except OSError as error:
+            self.misses += 1
+            if self.misses == _MISSES:
+                raise
+            kept = checkpoints.newest_step(self.folder)
+            _log.warning(
+                "checkpoint of step %d not written (%s); a run that ends now continues from step %d", step, error, kept
+            )
+
+    def _checkpoint(self, step: int) -> Checkpoint:
+        players = self.training.players.items()
+        tensors = {f"{name}/{key}": value for name, player in players for key, value in player.state().items()}
+        tensors |= {f"{_GUARD}/{key}": value for key, value in self.guard.state().items()}
+        values = {
+            "history": self.history,
+            "sample_digest": self.digest,
+            "num_updates": {name: player.num_updates for name, player in players},
+            "pending": [list(pending) for pending in self.pending],
+        }
+        return Checkpoint(step=step, tensors=tensors, values=values)
+
+    def _resume(self) -> None:
+        """Take over the newest checkpoint, or make one of the beginning: what the first steps go back to."""
+        found = checkpoints.load_newest(self.folder)
+        if found is None:
+            self._save(0)
+        else:
+            self._take_over(found)
+
+    def _take_over(self, found: Checkpoint) -> None:
+        _log.info("resume=%s step=%d", self.folder, found.step)
+        try:
+            for name, player in self.training.players.items():
+                player.restore(below(found.tensors, f"{name}/"), found.values["num_updates"][name])
+            self.guard.restore(below(found.tensors, f"{_GUARD}/"))
+            self.history, self.digest = list(found.values["history"]), found.values["sample_digest"]
+            self.pending = [_Step(*pending) for pending in found.values["pending"]]
+        except (KeyError, RuntimeError) as error:
+            raise ArtifactDamaged(
+                f"{self.folder}: its checkpoint of step {found.step} does not fit this training ({error}); delete "
+                f"{self.folder / CHECKPOINTS} to begin anew"
+            ) from error
+        self.first_step = found.step
+
+    def _end_if_asked(self, step: int) -> None:
+        """Save and end, if this process was asked to; ranks agree on it where they speak to each other anyway."""
+        if self.training.ranks.size > 1 and self.unread:
+            return
+        if not any(self.training.ranks.gathered(self.is_asked_to_end())):
+            return
+        self._read()
+        if not any(pending.is_refused for pending in self.pending):  # those are replayed from the checkpoint before
+            self._save(step)
+        _log.warning(
+            "asked to end: the training continues from step %d when it is run again", checkpoints.newest_step(self.folder)
+        )
+        raise _Ended
+
+
+class _Ended(Exception):
+    """The training was asked to end, and is ready to."""
+
+
+@contextlib.contextmanager
+def _ended_by_signal() -> Iterator[Callable[[], bool]]:
+    """Within it SIGTERM is only noted; once the training is ready to end, the signal does what it did before."""
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():  # where signals cannot be caught
+        yield asked.is_set
+        return
+    before = signal.signal(signal.SIGTERM, lambda number, frame: asked.set()) or signal.SIG_DFL
+    try:
+        yield asked.is_set
+    except _Ended:
+        signal.signal(signal.SIGTERM, before)
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise KeyboardInterrupt from None  # where somebody handles the signal and goes on
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
+def _exact(is_wanted: bool) -> Iterator[None]:
+    """Within it the same computation gives the same bits, if that is wanted."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(before or is_wanted)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
 
 
 def _parts(batch: Mapping[str, Tensor], count: int) -> Iterator[Batch]:
@@ -306,59 +438,19 @@ def _parts(batch: Mapping[str, Tensor], count: int) -> Iterator[Batch]:
         yield {name: value.chunk(count)[index] for name, value in batch.items()}
 
 
-def _spelled(training: Training, player: str, measure: str) -> str:
-    return measure if player == next(iter(training.players)) else f"{player}_{measure}"
+def _is_of_all(measure: str) -> bool:
+    """Whether a measure is one of the whole batch, the same in all ranks."""
+    return measure.endswith("grad_norm")
 
 
-def _means(found: Sequence[Losses]) -> Losses:
-    """The mean of every measure over those that have it."""
-    names = dict.fromkeys(name for losses in found for name in losses)
-    return {name: torch.stack([losses[name].detach().float() for losses in found if name in losses]).mean() for name in names}
+def _refusal(pending: _Step) -> Refusal:
+    values = [value for name, parts in pending.measures.items() if name.endswith(("loss", "grad_norm")) for value in parts]
+    is_finite = bool(torch.isfinite(torch.tensor(values)).all())
+    reason = "spike" if is_finite else "non-finite"
+    return Refusal(step=pending.step, reason=reason, samples=tuple(pending.samples), decision=Decision.REPLAY)
 
 
-def _mean(pending: list[Losses], step: int) -> dict[str, float]:
-    means = {name: float(value) for name, value in _means(pending).items()}
-    broken = [name for name, value in means.items() if not math.isfinite(value)]
-    if broken:
-        raise TrainingDiverged(
-            f"{', '.join(broken)} stopped being finite in the {len(pending)} steps before step {step}; lower learning_rate or "
-            "set clip_grad_norm, then run again: it continues from the last checkpoint before"
-        )
-    return {"step": step, **means}
-
-
-def _adamw(module: nn.Module, config: Optimization) -> torch.optim.AdamW:
-    named = [(name, value) for name, value in module.named_parameters() if value.requires_grad]
-    decayed = [value for _, value in named if value.ndim > 1]
-    plain = [value for _, value in named if value.ndim <= 1]
-    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=True)
-
-
-def _checkpoint(training: Training, step: int, course: Course) -> Checkpoint:
-    players = training.players.items()
-    tensors = {f"{name}/{key}": value for name, player in players for key, value in player.state().items()}
-    updates = {name: player.num_updates for name, player in players}
-    values = {"history": course.history, "sample_digest": course.sample_digest, "num_updates": updates}
-    return Checkpoint(step=step, tensors=tensors, values=values)
-
-
-def _resume(training: Training, folder: Path) -> tuple[int, Course]:
-    found = checkpoints.load_newest(folder)
-    if found is None:
-        return 0, Course([], "")
-    _log.info("resume=%s step=%d", folder, found.step)
-    try:
-        for name, player in training.players.items():
-            player.restore(_below(found.tensors, f"{name}/"), found.values["num_updates"][name])
-        return found.step, Course(list(found.values["history"]), found.values["sample_digest"])
-    except (KeyError, RuntimeError) as error:
-        raise ArtifactDamaged(
-            f"{folder}: its checkpoint of step {found.step} does not fit this training ({error}); delete "
-            f"{folder / CHECKPOINTS} to begin anew"
-        ) from error
-
-
-def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The tensors whose names begin with a prefix, without it."""
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+def _means(found: Sequence[Mapping[str, list[float]]]) -> dict[str, float]:
+    """The mean of every measure over the steps that have it."""
+    names = dict.fromkeys(name for measures in found for name in measures)
+    return {name: statistics.fmean(statistics.fmean(one[name]) for one in found if name in one) for name in names}

@@ -7,7 +7,7 @@ import torch
 from pydantic import Field, model_validator
 
 from models.grid import Grid
-from models.masking import MaskingConfig, first_real, share_of, shuffled
+from models.masking import MaskingConfig, first_real, share_of, shuffled, to_multiple, token_scores
 from models.shapes import Bool, Float, Int, Shaped, Tensor
 from models.top_k import top_k_positions
 
@@ -31,6 +31,10 @@ class Config(MaskingConfig):
     random: float = Field(default=0.05, ge=0, le=1)
     """Tokens drawn from the rest over tokens of the clip, rounded down."""
 
+    multiple_of: int = Field(default=1, ge=1)
+    """Both parts together are rounded to the nearest multiple of this, see :func:`models.masking.to_multiple`. The random part
+    takes up the difference, the top part where there is none."""
+
     @model_validator(mode="after")
     def _parts_fit_the_clip(self) -> "Config":
         if not 0 < self.top + self.random <= 1:
@@ -43,13 +47,18 @@ class Config(MaskingConfig):
         return (self.by,)
 
     def count(self, grid: Grid) -> int:
-        """Top and random tokens together, each rounded down."""
-        return share_of(self.top, grid.num_tokens) + share_of(self.random, grid.num_tokens)
+        """Top and random tokens together, each rounded down, and their sum to the nearest multiple."""
+        both = share_of(self.top, grid.num_tokens) + share_of(self.random, grid.num_tokens)
+        return to_multiple(both, self.multiple_of, grid.num_tokens)
+
+    def top_count(self, grid: Grid) -> int:
+        """How many of them are taken for their score."""
+        total = self.count(grid)
+        return min(share_of(self.top, grid.num_tokens), total) if self.random else total
 
     def scores(self, products: Mapping[str, Shaped[Tensor, "N ..."]]) -> Float[Tensor, " N"]:
-        """One number per token, in single precision: lengths of half-precision vectors would overflow or become equal."""
-        values = products[self.by].float()
-        return values if values.ndim == 1 else torch.linalg.vector_norm(values, dim=-1)
+        """The score of every token, see :func:`models.masking.token_scores`."""
+        return token_scores(products[self.by])
 
     def select(
         self,
@@ -61,8 +70,8 @@ class Config(MaskingConfig):
     ) -> Int[Tensor, " M"]:
         """Positions of the highest scores and of random others; among equal scores the lowest position wins."""
         by_score = top_k_positions(self.scores(products), grid.num_tokens)
-        top = first_real(by_score, real, share_of(self.top, grid.num_tokens))
+        top = first_real(by_score, real, self.top_count(grid))
         left_over = torch.ones_like(real).scatter(0, top, False)
         order = shuffled(grid.num_tokens, generator)
-        drawn = first_real(order[left_over[order]], real, share_of(self.random, grid.num_tokens))
+        drawn = first_real(order[left_over[order]], real, self.count(grid) - len(top))
         return torch.cat([top, drawn]).sort().values

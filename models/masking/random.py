@@ -7,7 +7,7 @@ import torch
 from pydantic import Field
 
 from models.grid import Grid
-from models.masking import MaskingConfig, first_real, share_of, shuffled
+from models.masking import MaskingConfig, first_real, share_of, shuffled, to_multiple
 from models.shapes import Bool, Int, Shaped, Tensor
 
 
@@ -20,9 +20,12 @@ class Config(MaskingConfig):
     share: float = Field(gt=0, le=1)
     """Tokens taken over tokens of the clip, rounded down. Source: arXiv 2411.13683 compares at 0.15."""
 
+    multiple_of: int = Field(default=1, ge=1)
+    """The count is rounded to the nearest multiple of this, see :func:`models.masking.to_multiple`."""
+
     def count(self, grid: Grid) -> int:
-        """The share of the grid, rounded down."""
-        return share_of(self.share, grid.num_tokens)
+        """The share of the grid, rounded."""
+        return to_multiple(share_of(self.share, grid.num_tokens), self.multiple_of, grid.num_tokens)
 
     def select(
         self,

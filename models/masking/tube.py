@@ -8,7 +8,7 @@ from einops import rearrange
 from pydantic import Field
 
 from models.grid import Grid
-from models.masking import MaskingConfig, first_real, share_of, shuffled
+from models.masking import MaskingConfig, first_real, share_of, shuffled, to_multiple
 from models.shapes import Bool, Int, Shaped, Tensor
 
 
@@ -24,9 +24,14 @@ class Config(MaskingConfig):
     ratio: float = Field(default=0.9, ge=0, lt=1)
     """Patches hidden over patches of a slot, rounded down: 0.9 of 196 hides 176 and takes 20."""
 
+    multiple_of: int = Field(default=1, ge=1)
+    """The count is rounded to the nearest multiple of this, see :func:`models.masking.to_multiple`. Tubes stay whole where the
+    slots divide it: 64 slots and 128 do."""
+
     def count(self, grid: Grid) -> int:
-        """The patches that are not hidden, in all slots."""
-        return grid.t * (grid.slot_tokens - share_of(self.ratio, grid.slot_tokens))
+        """The patches that are not hidden, in all slots, rounded."""
+        tubes = grid.slot_tokens - share_of(self.ratio, grid.slot_tokens)
+        return to_multiple(grid.t * tubes, self.multiple_of, grid.num_tokens)
 
     def select(
         self,

@@ -1,6 +1,7 @@
 """Every benchmark runs on a few small files, says what it measured, and nothing of whose machine it was."""
 
 import getpass
+import importlib.util
 import itertools
 import json
 import platform
@@ -96,6 +97,33 @@ def test_priority_is_judged_by_what_the_boxes_cover(tmp_path: Path) -> None:
     assert all(row["low"] <= row["lift over area"] <= row["high"] for row in setting["rows"])
     assert result["ratios"]["priority_lift"] == pytest.approx(lift["learned priority, seed 0"], rel=1e-3)
     assert result["ratios"]["priority_vs_flow"] == pytest.approx(lift["learned priority, seed 0"] / lift["flow"], rel=1e-3)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("transformers") is None, reason="the peer is not installed")
+def test_pretrain_step_compares_the_same_work_and_less_of_it_with_the_peer(tmp_path: Path) -> None:
+    tiny = ("--device", "cpu", "--sizes", "S", "--frames", "4", "--size", "32", "--rounds", "1")
+    result = run("pretrain_step", *tiny, out=tmp_path)
+    rows = {row["way"]: row for row in result["rows"]}
+    assert {way: row["predicted"] for way, row in rows.items()} == {"ours, 15 %": 1, "ours, all hidden": 6, "transformers": 6}
+    assert all(row["s/clip"] > 0 for row in rows.values())
+    assert result["relative_loss_difference"]["S 4f"] < 1e-4, "both sides must do the same"
+    ratios, saved = result["ratios"], result["saved_bytes_per_clip"]
+    assert ratios["same_work_s"] == pytest.approx(rows["transformers"]["s/clip"] / rows["ours, all hidden"]["s/clip"], rel=1e-2)
+    assert ratios["saved_bytes_b"] <= 0.5, "what 15 % saves does not depend on the machine"
+    assert saved["ours, 15 %"] / saved["transformers, attention written out"] <= 0.06
+    assert saved["ours, all hidden"] < saved["transformers"]
+    assert ratios["speedup_b"] is None, "no such size was asked for"
+
+
+def test_pretrain_step_needs_no_other_package_than_the_models_and_says_that_the_peer_is_missing() -> None:
+    absent = ("stages", "pipeline", "imageio_ffmpeg", "jaxtyping", "safetensors", "transformers")
+    script = (
+        f"import sys; sys.modules.update(dict.fromkeys({absent})); "
+        "from benchmarks import _videomae, pretrain_step; _videomae.peer(_videomae.Case('ViT-S', 4, 32))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 1
+    assert "pip install 'transformers>=5.18'" in done.stderr.splitlines()[-1]
 
 
 def test_a_token_is_covered_by_the_share_of_it_that_lies_in_the_box() -> None:

@@ -17,13 +17,15 @@ from torch import Tensor
 
 from stages.draws import generator
 from stages.errors import ArtifactDamaged
+from stages.optimization import Optimization
+from stages.player import Player
 from stages.progress import Silent
 from stages.rebuilding import DISCRIMINATOR, TOKENIZER, Adversarial, Objective, Opponent
 from stages.storage import checkpoints
 from stages.storage.artifact import Artifact
 from stages.storage.checkpoints import Checkpoint
 from stages.storage.workspace import Workspace
-from stages.training import SAMPLE, Optimization, Player, Training, train
+from stages.training import SAMPLE, Training, train
 from tests.faults import tokenizer_work
 from tests.faults.harness import KILLS, Fault, Job, Laboratory, Outcome
 from tests.faults.tokenizer_work import EVERY_STEPS, NUM_STEPS, digest, newest
@@ -146,7 +148,7 @@ def test_the_number_of_workers_is_no_part_of_what_is_made(bench: Bench, tmp_path
 
 
 LAST_STEP, SAVED_STEP = 9, 6
-VALUES = ("history", "sample_digest", "num_updates")
+VALUES = ("history", "sample_digest", "num_updates", "pending")
 
 
 class Stop(Exception):
@@ -202,6 +204,7 @@ KINDS = (
     "tokenizer module", "tokenizer exp_avg", "tokenizer exp_avg_sq", "tokenizer step", "tokenizer average",
     "tokenizer average count",
     "discriminator module", "discriminator exp_avg", "discriminator exp_avg_sq", "discriminator step", "discriminator lecam",
+    "guard tokenizer", "guard discriminator",
 )  # fmt: skip
 
 

@@ -1,4 +1,7 @@
-"""What every masking and every target must do, by file, and how a recipe names them."""
+"""How a recipe names an extension: the folder is the registry, and a new one costs its file and a line of YAML."""
+
+import importlib
+import sys
 
 import pytest
 import torch
@@ -6,16 +9,46 @@ from pydantic import ValidationError
 
 from models.config import Config
 from models.extension import extension, load, names
-from models.grid import Grid, Patching
+from models.grid import Grid
 from models.masking import MaskingConfig
 from models.masking.tube import Config as Tube
-from models.quantizers import fsq
-from models.targets import Target, TargetConfig
+from models.targets import TargetConfig
+from pipeline.recipe import Request
 
-REQUIRED = {"random": {"share": 0.2}}  # fields without a default
-GRIDS = [Grid(2, 3, 4), Grid(5, 4, 4), Grid(8, 14, 14)]
-PRODUCTS = {"priority", "codes"}
+REQUIRED = {  # fields without a default
+    "everest": {"part": "visible"},
+    "hidden_only": {"rule": "tube"},
+    "projected": {"dim": 8},
+    "random": {"share": 0.2},
+}
 PACKAGES = [f"models.{folder}" for folder in ("masking", "positions", "quantizers", "selection", "targets", "tokenizers")]
+
+CHECKERBOARD = '''"""Every second patch, like the black fields of a board."""
+
+from typing import Literal
+
+import torch
+
+from models.masking import MaskingConfig, first_real
+
+
+class Config(MaskingConfig):
+    """Takes half the tokens."""
+
+    name: Literal["checkerboard"] = "checkerboard"
+    """The name in a recipe."""
+
+    shift: int = 0
+    """Columns by which the board is moved."""
+
+    def count(self, grid):
+        return grid.num_tokens // 2
+
+    def select(self, grid, *, products, real, generator):
+        place = torch.arange(grid.num_tokens)
+        white = (place // grid.w + place % grid.w + self.shift) % 2
+        return first_real(white.argsort(stable=True), real, self.count(grid))
+'''
 
 
 class Recipe(Config):
@@ -30,18 +63,56 @@ def masking(request):
 
 @pytest.fixture(params=names("models.targets"))
 def target(request):
-    return load("models.targets", request.param)
+    return load("models.targets", {"name": request.param} | REQUIRED.get(request.param, {}))
 
 
-def select(masking, grid, *, real, seed=0):
-    values = torch.rand(grid.num_tokens, generator=torch.Generator().manual_seed(9))
-    products = dict.fromkeys(masking.needs, values)
-    return masking.select(grid, products=products, real=real, generator=torch.Generator().manual_seed(seed))
+@pytest.fixture
+def checkerboard(tmp_path, monkeypatch):
+    """A rule that is one file, in a folder that the package of rules has been given."""
+    package = importlib.import_module("models.masking")
+    (tmp_path / "checkerboard.py").write_text(CHECKERBOARD)
+    monkeypatch.setattr(package, "__path__", [*package.__path__, str(tmp_path)])
+    importlib.invalidate_caches()
+    yield "models.masking.checkerboard"
+    sys.modules.pop("models.masking.checkerboard", None)
+    vars(package).pop("checkerboard", None)
+
+
+def test_a_new_rule_costs_one_file_and_one_line_of_a_recipe(checkerboard, tmp_path):
+    (tmp_path / "mine.yaml").write_text("pretrain: {encoder_masking: {name: checkerboard, shift: 1}}\n")
+    assert checkerboard not in sys.modules
+    rule = Request(recipe="lvmae", overlays=(str(tmp_path / "mine.yaml"),)).load().pretrain.encoder_masking
+    assert type(rule).__module__ == checkerboard
+    assert rule.shift == 1
+    grid = Grid(2, 2, 2)
+    chosen = rule.select(grid, products={}, real=torch.ones(8, dtype=torch.bool), generator=torch.Generator())
+    assert chosen.tolist() == [1, 2, 5, 6]
+    assert rule.count(grid) == 4
+
+
+@pytest.mark.usefixtures("checkerboard")
+def test_a_new_rule_joins_those_that_an_error_lists():
+    assert "checkerboard" in names("models.masking")
+    with pytest.raises(ValidationError, match="known: checkerboard, everest"):
+        Recipe(masking={"name": "chequerboard"})
+
+
+def test_a_rule_whose_file_is_gone_is_unknown():
+    with pytest.raises(ValidationError, match="unknown name 'checkerboard'"):
+        Recipe(masking="checkerboard")
+
+
+def test_a_rule_may_hold_another():
+    rule = Recipe(masking={"name": "hidden_only", "rule": {"name": "tube", "ratio": 0.8}}).masking.rule
+    assert rule == Tube(ratio=0.8)
+    with pytest.raises(ValidationError, match="unknown name 'tubes'"):
+        Recipe(masking={"name": "hidden_only", "rule": "tubes"})
 
 
 def test_the_folders_offer_what_the_files_say():
-    assert {"none", "priority", "random", "tube"} <= set(names("models.masking"))
-    assert {"code_vectors", "pixels"} <= set(names("models.targets"))
+    rules = {"everest", "hidden_only", "none", "per_slot", "priority", "random", "running_cell", "tube", "uniform_frames"}
+    assert rules <= set(names("models.masking"))
+    assert {"code_vectors", "levels", "pixels", "projected"} <= set(names("models.targets"))
     assert {"fsq", "lfq"} <= set(names("models.quantizers"))
     assert {"gumbel", "perturbed", "straight_through"} <= set(names("models.selection"))
     assert {"adaptive", "linear"} <= set(names("models.tokenizers"))
@@ -51,51 +122,6 @@ def test_the_folders_offer_what_the_files_say():
 def test_every_file_is_named_like_its_extension(package):
     for name in names(package):
         assert load(package, {"name": name} | REQUIRED.get(name, {})).name == name
-
-
-@pytest.mark.parametrize("grid", GRIDS)
-def test_every_masking_gives_its_count_of_different_positions_in_order(masking, grid):
-    chosen = select(masking, grid, real=torch.ones(grid.num_tokens, dtype=torch.bool))
-    assert chosen.dtype == torch.int64
-    assert chosen.shape == (masking.count(grid),)
-    assert (chosen.diff() > 0).all()
-    assert chosen.min() >= 0
-    assert chosen.max() < grid.num_tokens
-
-
-@pytest.mark.parametrize("grid", GRIDS)
-def test_every_masking_repeats_itself_for_the_same_generator(masking, grid):
-    real = torch.ones(grid.num_tokens, dtype=torch.bool)
-    before = torch.random.get_rng_state()
-    assert torch.equal(select(masking, grid, real=real, seed=3), select(masking, grid, real=real, seed=3))
-    assert torch.equal(torch.random.get_rng_state(), before)
-
-
-@pytest.mark.parametrize("grid", GRIDS)
-@pytest.mark.parametrize("slots", [0, 1, 2])
-def test_every_masking_takes_padding_only_when_nothing_else_is_left(masking, grid, slots):
-    real = torch.arange(grid.num_tokens) < slots * grid.slot_tokens
-    chosen = select(masking, grid, real=real)
-    assert chosen.shape == (masking.count(grid),)
-    assert (chosen.diff() > 0).all()
-    assert real[chosen].sum() == min(masking.count(grid), int(real.sum()))
-
-
-def test_every_masking_reads_known_products_only(masking):
-    assert set(masking.needs) <= PRODUCTS
-
-
-def test_every_target_gives_finite_vectors_of_its_dimension(target):
-    patching = Patching(tubelet_frames=2, patch_px=4)
-    module = target.build(patching, fsq.Config(levels=(8, 5, 5)))
-    assert isinstance(module, Target)
-    assert set(target.needs) <= PRODUCTS
-    products = dict.fromkeys(target.needs, torch.randint(0, 200, (2, 3)))
-    vectors = module(torch.rand(2, 3, patching.patch_dim), products)
-    assert vectors.shape == (2, 3, module.dim)
-    assert vectors.dtype == torch.float32
-    assert vectors.isfinite().all()
-    assert not list(module.parameters())
 
 
 def test_every_extension_survives_json(masking, target):

@@ -1,6 +1,7 @@
 """A training that was killed and continued is the training that was not; and what the loop does in between."""
 
 import copy
+import dataclasses
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,12 @@ from torch.nn import functional
 
 from stages.draws import generator
 from stages.errors import ArtifactDamaged, TrainingDiverged
+from stages.optimization import Optimization
+from stages.player import Player
 from stages.progress import Silent
 from stages.storage import checkpoints
 from stages.storage.publish import sha256_bytes
-from stages.training import SAMPLE, Batch, Course, Losses, Moment, Optimization, Player, Training, train
+from stages.training import SAMPLE, Batch, Course, Losses, Moment, Training, train
 
 
 class Killed(Exception):
@@ -210,7 +213,7 @@ def test_buffers_are_kept_as_they_are_in_the_average() -> None:
     player = Player(module, optimization(ema_decay=0.9))
     for _ in range(3):
         module(torch.randn(8, 2)).square().sum().backward()
-        player.update(0.01)
+        player.update(0.01, player.norm(), torch.zeros(()))
     trained: Any = player.trained
     assert torch.equal(trained[1].running_mean, module[1].running_mean)
     assert trained[1].num_batches_tracked == 3
@@ -304,7 +307,7 @@ def test_what_is_frozen_in_a_network_is_neither_trained_nor_asked_for_when_it_is
     module[0].requires_grad_(False)
     player, before = Player(module, optimization()), copy.deepcopy(module)
     module(torch.ones(2, 3)).square().sum().backward()
-    player.update(0.05)
+    player.update(0.05, player.norm(), torch.zeros(()))
     changed = [not torch.equal(*pair) for pair in zip(before.parameters(), module.parameters(), strict=True)]
     assert changed == [False, False, True, True, True, True]
     player.restore(player.state(), num_updates=1)
@@ -386,10 +389,15 @@ def test_the_loss_goes_down(tmp_path: Path) -> None:
     assert history[-1]["loss"] < history[0]["loss"] / 4
 
 
-def test_a_loss_that_is_not_finite_stops_the_training_and_says_where(tmp_path: Path) -> None:
-    _, task = training(optimization(), poison_step=6)
-    with pytest.raises(TrainingDiverged, match="before step 8"):
-        train(task, folder=tmp_path, monitor=Silent())
+def test_a_measure_that_is_not_finite_stops_the_training_and_says_which(tmp_path: Path) -> None:
+    module, task = training(optimization())
+
+    def losses(batch: Batch, moment: Moment) -> Mapping[str, Losses]:
+        loss = (module(batch["x"])[:, 0] - batch["x"].sum(1)).square().mean()
+        return {"adder": {"loss": loss, "ratio": loss.detach() / (moment.step - 6)}}
+
+    with pytest.raises(TrainingDiverged, match="ratio stopped being finite before step 8"):
+        train(dataclasses.replace(task, losses=losses), folder=tmp_path, monitor=Silent())
     assert checkpoints.newest_step(tmp_path) == 4
 
 
@@ -416,6 +424,6 @@ def test_a_saved_checkpoint_is_a_copy_of_the_players(tmp_path: Path) -> None:
     saved = checkpoints.load_newest(tmp_path)
     assert saved is not None
     state: dict[str, Tensor] = {f"adder/{name}": value for name, value in task.players["adder"].state().items()}
-    assert set(saved.tensors) == set(state)
+    assert set(saved.tensors) == {*state, "guard/adder/norms"}
     assert all(torch.equal(saved.tensors[name], state[name]) for name in state)
     assert torch.equal(saved.tensors["adder/module/0.weight"], module.state_dict()["0.weight"])
