@@ -17,7 +17,7 @@ from models.extension import extension
 from models.grid import Grid, Patching
 from models.positions import PositionsConfig, flattened
 from models.shapes import Bool, Float, Int, Tensor
-from models.vit import Block, Encoder, EncoderConfig, TransformerConfig, initialise, resolve_size
+from models.vit import Blocks, Encoder, EncoderConfig, TransformerConfig, initialise, resolve_size
 
 DECODER_SIZES: Mapping[str, Mapping[str, int]] = MappingProxyType(
     {
@@ -81,7 +81,7 @@ class MaskedAutoencoder(nn.Module):
         self.encoder_to_decoder = nn.Linear(config.encoder.width, width, bias=False)
         self.mask_token = nn.Parameter(nn.init.trunc_normal_(torch.empty(width), std=0.02))
         self.register_buffer("position_vectors", config.positions.vectors(grid, width), persistent=False)
-        self.decoder = nn.ModuleList(Block(config.decoder) for _ in range(config.decoder.depth))
+        self.decoder = Blocks(config.decoder)
         self.norm = nn.LayerNorm(width, eps=1e-6)
         self.head = nn.Linear(width, target_dim)
         for part in (self.encoder_to_decoder, self.decoder, self.head):
@@ -103,8 +103,7 @@ class MaskedAutoencoder(nn.Module):
         seen = self.encoder_to_decoder(self.encoder(patches, visible)) + self.position_vectors[visible]  # [B, V, E]
         asked = self.mask_token + self.position_vectors[predict]  # [B, P, E]
         tokens = torch.cat([seen, asked.to(seen.dtype)], dim=1)  # [B, V+P, E]
-        for block in self.decoder:
-            tokens = block(tokens)
+        tokens = self.decoder(tokens)
         predictions: Tensor = self.head(self.norm(tokens[:, visible.shape[1] :]))
         return predictions
 

@@ -13,6 +13,7 @@ from einops import rearrange
 from pydantic import Field, model_validator
 from torch import nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from models.config import Config
 from models.grid import Patching
@@ -128,6 +129,23 @@ class Block(nn.Module):
         return processed
 
 
+class Blocks(nn.ModuleList):
+    """A stack of blocks, which may keep nothing but each block's input and compute the rest again in the backward pass."""
+
+    is_recomputed = False
+    """Whether it does: activation checkpointing, Chen et al., arXiv 1604.06174. No bit of a result changes."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__(Block(config) for _ in range(config.depth))
+
+    def forward(self, tokens: Float[Tensor, "B N D"], num_blocks: int | None = None) -> Float[Tensor, "B N D"]:
+        """The tokens after all blocks, or after the first few."""
+        for block in list(self)[:num_blocks]:
+            is_kept = not (self.is_recomputed and torch.is_grad_enabled())
+            tokens = block(tokens) if is_kept else checkpoint(block, tokens, use_reentrant=False, preserve_rng_state=False)
+        return tokens
+
+
 class Encoder(nn.Module):
     """A video transformer over whichever patches of a clip it is given.
 
@@ -149,7 +167,7 @@ class Encoder(nn.Module):
         self.register_buffer("pixel_std", torch.tensor(PIXEL_STD).repeat(pixels), persistent=False)
         self.register_buffer("position_vectors", position_vectors, persistent=False)
         self.embed = nn.Linear(patching.patch_dim, config.width)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
+        self.blocks = Blocks(config)
         self.norm = nn.LayerNorm(config.width, eps=1e-6)
         self.apply(initialise)
 
@@ -178,7 +196,5 @@ class Encoder(nn.Module):
         """
         if layer is not None and not 1 <= layer <= len(self.blocks):
             raise ValueError(f"layer {layer} is not one of the encoder's 1 ... {len(self.blocks)}")
-        tokens = self.embed_patches(patches, positions)
-        for block in self.blocks[:layer]:
-            tokens = block(tokens)
+        tokens = self.blocks(self.embed_patches(patches, positions), layer)
         return self.norm(tokens) if layer is None else tokens

@@ -74,6 +74,7 @@ def build() -> typer.Typer:
         app.command(stage, help=_stage_help(stage, meaning), epilog=f"Example: lvmae {stage} lvmae --overlay demo")(
             _stage_command(stage)
         )
+    app.command("plan", epilog="Example: lvmae plan lvmae --clips 240000 --memory 80,141")(_plan)
     app.command("status", epilog="Example: lvmae status lvmae --overlay demo --root workspace")(_status)
     app.command("verify", epilog="Example: lvmae verify --root workspace")(_verify)
     app.command("recipes", epilog="Example: lvmae recipes lvmae --overlay demo")(_recipes)
@@ -129,6 +130,38 @@ def _stage_command(stage: str) -> Callable[..., None]:
             execute(request, root=root, only=stage, first=None, engine=engine, tracking=tracking, as_json=as_json)
 
     return command
+
+
+def _plan(
+    recipe: _RecipeName,
+    overlay: _Overlays = None,
+    source: _Source = None,
+    root: Root = "workspace",
+    overrides: _Overrides = None,
+    devices: Annotated[int, typer.Option("--devices", metavar="N", min=1, help="Devices that share every batch.")] = 1,
+    clips: Annotated[
+        int | None,
+        typer.Option(
+            "--clips", metavar="N", min=1, help="Clips of one epoch; otherwise those of the newest snapshot below ROOT."
+        ),
+    ] = None,
+    memory: Annotated[
+        str, typer.Option("--memory", metavar="GB,GB", help="Memory of GPUs to compare with this machine, in 10^9 bytes.")
+    ] = "80,141",
+    as_json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """Say what pretraining will need before it is started: memory of a device, the largest batch that fits one, and hours.
+
+    Everything is counted from the recipe; no artifact needs to be there, and nothing is written. Memory is that of the worst
+    moment of a training step. Times are given at the floor, where all work goes at the rate of plain matrix products, and as
+    expected at the share of it that published trainings reach. What a run would do next, and why, says `lvmae status`.
+    """
+    with reporting(verbose):
+        from pipeline.estimates import show_estimate
+
+        request = _request(recipe, overlay, source, overrides)
+        show_estimate(request, root=root, num_devices=devices, num_clips=clips, memory_gb=memory, as_json=as_json)
 
 
 def _status(

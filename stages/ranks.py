@@ -20,7 +20,8 @@ from torch import Tensor, distributed
 from stages.errors import ConfigError
 
 _BUCKET_BYTES = 100_000_000
-_TIMEOUT = datetime.timedelta(minutes=30)
+TIMEOUT = datetime.timedelta(minutes=30)
+"""How long ranks wait for each other."""
 
 
 class Ranks(NamedTuple):
@@ -130,11 +131,16 @@ def joined() -> Iterator[Ranks]:
         return
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    distributed.init_process_group("cuda:nccl,cpu:gloo" if torch.cuda.is_available() else "gloo", timeout=_TIMEOUT)
+    distributed.init_process_group(backend(), timeout=TIMEOUT)
     try:
         yield Ranks(distributed.get_rank(), distributed.get_world_size())
     finally:
         distributed.destroy_process_group()
+
+
+def backend() -> str:
+    """What ranks speak to each other through."""
+    return "cuda:nccl,cpu:gloo" if torch.cuda.is_available() else "gloo"
 
 
 def check_order(count: int, ranks: Ranks) -> None:

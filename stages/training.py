@@ -10,10 +10,7 @@ import dataclasses
 import functools
 import logging
 import math
-import os
-import signal
 import statistics
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -30,6 +27,7 @@ from stages.optimization import Optimization
 from stages.player import Player, below
 from stages.progress import Monitor
 from stages.ranks import ALONE, Ranks, TreeSum, check_order
+from stages.signals import Ended, ended_by_signal
 from stages.storage import checkpoints
 from stages.storage.artifact import CHECKPOINTS
 from stages.storage.checkpoints import Checkpoint
@@ -150,7 +148,7 @@ def train(training: Training, *, folder: Path, monitor: Monitor) -> Course:
     warn_of_imitation(device(), config.precision, f"{training.label}.optimization.precision")
     if config.deterministic:
         check_order(config.accumulation_steps, training.ranks)
-    with _exact(config.deterministic), _ended_by_signal() as is_asked_to_end:
+    with _exact(config.deterministic), ended_by_signal() as is_asked_to_end:
         run = _Run(training, folder, monitor, is_asked_to_end)
         while True:
             try:
@@ -397,29 +395,7 @@ class _Run:
         _log.warning(
             "asked to end: the training continues from step %d when it is run again", checkpoints.newest_step(self.folder)
         )
-        raise _Ended
-
-
-class _Ended(Exception):
-    """The training was asked to end, and is ready to."""
-
-
-@contextlib.contextmanager
-def _ended_by_signal() -> Iterator[Callable[[], bool]]:
-    """Within it SIGTERM is only noted; once the training is ready to end, the signal does what it did before."""
-    asked = threading.Event()
-    if threading.current_thread() is not threading.main_thread():  # where signals cannot be caught
-        yield asked.is_set
-        return
-    before = signal.signal(signal.SIGTERM, lambda number, frame: asked.set()) or signal.SIG_DFL
-    try:
-        yield asked.is_set
-    except _Ended:
-        signal.signal(signal.SIGTERM, before)
-        os.kill(os.getpid(), signal.SIGTERM)
-        raise KeyboardInterrupt from None  # where somebody handles the signal and goes on
-    finally:
-        signal.signal(signal.SIGTERM, before)
+        raise Ended
 
 
 @contextlib.contextmanager

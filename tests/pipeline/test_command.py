@@ -15,7 +15,7 @@ from stages.errors import ConfigError
 from stages.storage.artifact import Artifact
 from stages.storage.workspace import Workspace
 
-COMMANDS = ("run", "shard", "tokenizer", "precompute", "pretrain", "evaluate", "status", "verify", "recipes")
+COMMANDS = ("run", "shard", "tokenizer", "precompute", "pretrain", "evaluate", "status", "verify", "recipes", "plan")
 DEMO = ("lvmae", "--overlay", "demo")
 
 
