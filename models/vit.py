@@ -196,5 +196,5 @@ class Encoder(nn.Module):
         """
         if layer is not None and not 1 <= layer <= len(self.blocks):
             raise ValueError(f"layer {layer} is not one of the encoder's 1 ... {len(self.blocks)}")
-        tokens = self.blocks(self.embed_patches(patches, positions), layer)
+        tokens: Tensor = self.blocks(self.embed_patches(patches, positions), layer)
         return self.norm(tokens) if layer is None else tokens

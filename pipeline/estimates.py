@@ -63,7 +63,14 @@ def show_estimate(
     sizes = _sizes(memory_gb)
     recipe = request.load()
     quantizer = recipe.tokenizer.model.quantizer
-    run = estimate.run_of(recipe.pretrain, recipe.precompute.views, quantizer, num_devices=num_devices)
+    run = estimate.run_of(
+        recipe.pretrain,
+        recipe.precompute.views,
+        quantizer,
+        num_devices=num_devices,
+        activation_checkpointing=recipe.pretrain.activation_checkpointing,
+        compiled=recipe.pretrain.compile,
+    )
     places = [estimate.this_device(run.policy.precision), *(estimate.gpu(one, run.policy.precision) for one in sizes)]
     record = _record(recipe, run, places, num_clips or _clips_of_snapshot(recipe, root))
     _print([json.dumps(record)] if as_json else _lines(request, record))
@@ -87,11 +94,12 @@ def _clips_of_snapshot(recipe: Recipe, root: str) -> int | None:
 def _record(recipe: Recipe, run: Run, places: Sequence[Device], num_clips: int | None) -> dict[str, Any]:
     work, views, optimization = run.workload, recipe.precompute.views, recipe.pretrain.optimization
     flops = cost.flops(work)
+    num_samples = (num_clips or 0) * recipe.pretrain.masks_per_clip
     steps: dict[str, float] = {"step": 1}
     if num_clips:
-        steps["epoch"] = num_clips / run.batch_clips
+        steps["epoch"] = num_samples / run.batch_clips
     if num_clips or optimization.num_steps:
-        steps["training"] = optimization.total_steps(num_clips or 0)
+        steps["training"] = optimization.total_steps(num_samples)
     return {
         "recipe": recipe.name,
         "clip": {

@@ -11,6 +11,7 @@ from pipeline.plan import selected
 from pipeline.recipe import Request
 from pipeline.runner import Observer, Report, Run
 from pipeline.tracking import Tracker
+from stages.ranks import is_first_process
 from stages.storage.workspace import Workspace
 
 _REPORT = "report.html"
@@ -38,11 +39,14 @@ def execute(
         sys.stdout.write("".join(json.dumps(report.record()) + "\n" for report in reports if as_json))
     else:
         workspace = Workspace.at(root)
-        observers: list[Observer] = [Terminal(lines, records=sys.stdout if as_json else None)]
-        if tracking:
-            observers.append(Tracker(workspace, recipe, {"lvmae.request": request.spelled()}))
+        observers: list[Observer] = []
+        if is_first_process():
+            observers.append(Terminal(lines, records=sys.stdout if as_json else None))
+            if tracking:
+                observers.append(Tracker(workspace, recipe, {"lvmae.request": request.spelled()}))
         reports = list(Run(request, recipe, root, observers).stages(stages))
-    lines.write("".join(f"{text}\n" for text in closing(reports)))
+    if is_first_process():
+        lines.write("".join(f"{text}\n" for text in closing(reports)))
     return reports
 
 

@@ -85,6 +85,14 @@ def training_clips(snapshot: Artifact, exclude: Mapping[str, str]) -> Index:
     return kept
 
 
+def held_out_clips(snapshot: Artifact, exclude: Mapping[str, str], count: int, source: torch.Generator) -> list[Clip]:
+    """So many clips, drawn once, of those that a training does not see; fewer where there are no more."""
+    trained, everything = set(training_clips(snapshot, exclude).column("clip_id")), Index(snapshot)
+    places = [place for place, clip_id in enumerate(everything.column("clip_id")) if clip_id not in trained]
+    order = torch.randperm(len(places), generator=source)[:count].tolist()
+    return [everything[places[place]] for place in order]
+
+
 class Draw(NamedTuple):
     """What stands at one position of a training."""
 
@@ -95,13 +103,15 @@ class Draw(NamedTuple):
 
 
 class Stream:
-    """The endless training stream: every clip once per epoch, each epoch in its own order.
+    """The endless training stream: every clip once per epoch, or several times in a row, each epoch in its own order.
 
     Args:
         clips: the clips of one epoch.
         seed: seed of the order.
         sample: makes the sample of a clip in an epoch; sent to the workers, so it holds no more than they need.
-        attach: looks something up for a clip in an epoch, in the main process; it is the third argument of ``sample``.
+        attach: looks something up for a clip in an epoch at one of its repeats, in the main process; it is the third argument
+            of ``sample``.
+        repeats: how often in a row a clip comes, so that it is decoded once for all of them.
     """
 
     def __init__(
@@ -109,23 +119,26 @@ class Stream:
         clips: Sequence[Clip],
         seed: int,
         sample: Callable[..., Sample],
-        attach: Callable[[Clip, int], Any] | None = None,
+        attach: Callable[[Clip, int, int], Any] | None = None,
+        repeats: int = 1,
     ) -> None:
         self._clips = clips
         self._seed = seed
         self._attach = attach
+        self._repeats = repeats
         self.sample = sample
 
     @property
-    def num_clips(self) -> int:
-        """Clips in one epoch."""
-        return len(self._clips)
+    def num_samples(self) -> int:
+        """Samples in one epoch."""
+        return len(self._clips) * self._repeats
 
     def draw(self, position: int) -> Draw:
         """The clip at a position, its epoch, and what is attached to it."""
-        epoch, within = divmod(position, len(self._clips))
+        number, repeat = divmod(position, self._repeats)
+        epoch, within = divmod(number, len(self._clips))
         clip = self._clips[ordered(within, count=len(self._clips), seed=self._seed, epoch=epoch)]
-        return Draw(clip, epoch, () if self._attach is None else (self._attach(clip, epoch),))
+        return Draw(clip, epoch, () if self._attach is None else (self._attach(clip, epoch, repeat),))
 
     def __getitem__(self, position: int) -> Sample:
         """The sample at a position."""

@@ -83,12 +83,12 @@ class Optimization(Config):
             raise ValueError(f"give exactly one of num_steps ({self.num_steps}) and num_epochs ({self.num_epochs})")
         return self
 
-    def total_steps(self, num_clips: int) -> int:
-        """Optimizer steps in all, for epochs of ``num_clips`` clips."""
+    def total_steps(self, num_samples: int) -> int:
+        """Optimizer steps in all, for epochs of so many samples."""
         if self.num_steps is not None:
             return self.num_steps
         assert self.num_epochs is not None  # the validator saw to it
-        return max(1, self.num_epochs * num_clips // self.batch_clips)
+        return max(1, self.num_epochs * num_samples // self.batch_clips)
 
     def rate(self, step: int, total_steps: int) -> float:
         """The learning rate of a step, counted from 0."""

@@ -2,13 +2,14 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+import typing
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal, NamedTuple, Self
 
 import torch
 from einops import rearrange
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from models import mae
@@ -18,12 +19,15 @@ from models.grid import Grid, Patching, patchify
 from models.masking import MaskingConfig
 from models.quantizers import QuantizerConfig
 from models.targets import Target, TargetConfig
-from stages.batches import ClipFrames, Sample, Stream, training_clips
-from stages.device import device
+from models.videomae_weights import encoder_from_videomae, from_videomae
+from stages.batches import ClipFrames, Sample, Stream, held_out_clips, training_clips
+from stages.device import autocast, device
 from stages.draws import below, generator
-from stages.errors import ConfigError
+from stages.errors import ArtifactMissing, ConfigError
 from stages.optimization import Optimization
 from stages.player import Player
+from stages.progress import Monitor, Silent
+from stages.ranks import ALONE, Ranks, joined
 from stages.storage import artifact, checkpoints
 from stages.storage.artifact import Artifact, Outcome, Work
 from stages.storage.index import Clip
@@ -31,8 +35,10 @@ from stages.storage.publish import canonical_json, publish_bytes
 from stages.storage.targets.chunks import ChunkReader, Place
 from stages.storage.targets.reading import TargetReader
 from stages.storage.workspace import Workspace
+from stages.together import together
 from stages.training import SAMPLE, Course, Losses, Moment, Training, on_stream, train
 from stages.views import ViewConfig, cut, per_token, real_tokens, stored_view
+from stages.weights import WeightsFile
 
 INPUTS = ("shard", "precompute")
 VERSION = 4
@@ -40,13 +46,26 @@ VERSION = 4
 _PLAYER = "autoencoder"
 
 
+class Initial(BaseConfig):
+    """Weights of an earlier pretraining."""
+
+    form: Literal["lvmae", "videomae"] = "lvmae"
+    """Whose names the tensors have: ours, or those of ``transformers.VideoMAEForPreTraining``."""
+    encoder: WeightsFile
+    """``encoder.safetensors`` of an earlier pretraining, or a whole checkpoint of the other form."""
+    decoder: WeightsFile | None = None
+    """``decoder.safetensors``; ``None``: the decoder begins anew, as it must for another target."""
+
+
 class Config(BaseConfig):
     """What to pretrain, how to mask it, and for how long."""
 
-    EXECUTION: ClassVar[frozenset[str]] = frozenset({"num_workers", "cache_bytes"})
+    EXECUTION: ClassVar[frozenset[str]] = frozenset({"num_ranks", "num_workers", "cache_bytes", "activation_checkpointing"})
 
     model: mae.Config
     """Encoder and decoder."""
+    initial: Initial | None = None
+    """Weights to begin with, of clips of any length; ``None``: drawn from ``seed``."""
     encoder_masking: extension("models.masking", MaskingConfig)
     """Which tokens the encoder sees."""
     decoder_masking: extension("models.masking", MaskingConfig)
@@ -58,12 +77,35 @@ class Config(BaseConfig):
     """Steps, rates, batch."""
     exclude: dict[str, str] = Field(default_factory=dict)
     """Clips with one of these labels are not trained on, such as ``{split: test}``."""
+    masks_per_clip: int = Field(default=1, gt=0)
+    """Samples in a row of every decoded clip, each with its own choice of tokens; ``batch_clips`` counts samples. Source:
+    MAE-ST, arXiv 2205.09113, and VideoMAE V2, arXiv 2303.16727, take 4."""
+    num_held_out_clips: int = Field(default=32, ge=0)
+    """Clips among those excluded on which the loss is measured on the way; 0: none."""
+    held_out_every_steps: int | None = Field(default=None, gt=0)
+    """Steps between these measurements, a multiple of ``optimization.log_every_steps``; ``None``: never."""
+    compile: bool = False
+    """Whether every block is compiled; results differ in the last bits."""
+    activation_checkpointing: Literal["none", "full"] = "none"
+    """Whether blocks keep their input alone and compute the rest again in the backward pass: less memory, more time."""
     seed: int = 0
     """Seed of initial weights, order, views and token choice."""
+    num_ranks: int = Field(default=1, gt=0)
+    """Processes of this machine that train together, one per GPU; ``optimization.accumulation_steps`` is a multiple of it. A
+    launcher such as ``torchrun`` starts them itself."""
     num_workers: int = 0
-    """Processes that decode; 0 decodes in the training process."""
+    """Processes per rank that decode; 0 decodes in the training process."""
     cache_bytes: int = 0
     """Decoded video to keep in memory, per process."""
+
+    @model_validator(mode="after")
+    def _measurements_fall_on_reports(self) -> Self:
+        every = self.optimization.log_every_steps
+        if self.held_out_every_steps and self.held_out_every_steps % every:
+            raise ValueError(
+                f"held_out_every_steps {self.held_out_every_steps} must be a multiple of optimization.log_every_steps {every}"
+            )
+        return self
 
     @property
     def needs(self) -> frozenset[str]:
@@ -88,29 +130,75 @@ class Task:
     quantizer: QuantizerConfig
     frames: ClipFrames
     targets: ChunkReader
+    latest: dict[tuple[str, Place], Tensor] = dataclasses.field(default_factory=dict)
+    """The patches of the view that was decoded last, for the next mask of the same."""
+
+
+class Seen(NamedTuple):
+    """How a clip is seen at one of its repeats."""
+
+    place: Place
+    """Where the targets of its view are."""
+    repeat: int
+    """Which mask of the same view, from 0."""
 
 
 def run(config: Config, inputs: Mapping[str, Artifact], workspace: Workspace) -> Outcome:
     """A pretrained encoder in ``encoder.safetensors``, the decoder beside it, and the curves.
 
     Raises:
-        ConfigError: the model's patches are not the tokenizer's.
-        TrainingDiverged: the loss stopped being finite.
+        ConfigError: the model's patches are not the tokenizer's, or initial weights are not the model's.
+        TrainingDiverged: step after step was refused.
         ArtifactBusy: another live run trains the same encoder.
     """
-    make = functools.partial(_make, config, inputs, workspace)
+    with joined() as ranks:
+        return _run(config, inputs, workspace) if ranks == ALONE else _run_as(ranks, config, inputs, workspace)
+
+
+def _run(config: Config, inputs: Mapping[str, Artifact], workspace: Workspace, ranks: Ranks = ALONE) -> Outcome:
+    make = functools.partial(_make, config, inputs, workspace, ranks)
     return artifact.produce("pretrain", version=VERSION, config=config, inputs=inputs, workspace=workspace, make=make)
 
 
-def _make(config: Config, inputs: Mapping[str, Artifact], workspace: Workspace, folder: Path) -> Work:
+def _run_as(ranks: Ranks, config: Config, inputs: Mapping[str, Artifact], workspace: Workspace) -> Outcome:
+    """The part of one of several processes that a launcher started; the first one writes, and all of them have the artifact."""
+    name = artifact.fingerprint("pretrain", VERSION, config, inputs)
+    is_made = ranks.gathered(artifact.find(workspace, "pretrain", name) is not None)[0]
+    if ranks.is_first:
+        outcome = _run(config, inputs, workspace, ranks)
+        ranks.wait()
+        return outcome
+    if not is_made:
+        _pretrained(config, inputs, workspace.artifact_folder("pretrain", name), ranks, Silent())
+    ranks.wait()
+    made = artifact.find(workspace, "pretrain", name)
+    if made is None:
+        raise ArtifactMissing(
+            f"{workspace.artifact_folder('pretrain', name)}: not to be seen here; all ranks need one file system"
+        )
+    return Outcome(made, units_done=0, units_reused=made.manifest.counts["units"], counts=made.manifest.counts)
+
+
+def _make(config: Config, inputs: Mapping[str, Artifact], workspace: Workspace, ranks: Ranks, folder: Path) -> Work:
+    if config.num_ranks == 1 or ranks.size > 1:
+        return _pretrained(config, inputs, folder, ranks, workspace.monitor)
+    work = functools.partial(_pretrained, config, inputs, folder)
+    done: Work = together(work, num_ranks=config.num_ranks, monitor=workspace.monitor)
+    return done
+
+
+def _pretrained(config: Config, inputs: Mapping[str, Artifact], folder: Path, ranks: Ranks, monitor: Monitor) -> Work:
+    """One rank's part of the training; the first one publishes."""
     targets = TargetReader(inputs["precompute"])
     task = _task(config, inputs["shard"], targets)
     target = config.target.build(config.model.patching, task.quantizer)
     module = _untrained(task, target)
     resumed = checkpoints.newest_step(folder)
-    training = _training(task, module, target, _stream(task, inputs["shard"], targets))
-    course = train(training, folder=folder, monitor=workspace.monitor)
-    _publish(task, training.players[_PLAYER].trained, target, course, folder)
+    held_out = _held_out(task, inputs["shard"], targets) if ranks.is_first else []
+    training = _training(task, module, target, _stream(task, inputs["shard"], targets), held_out, ranks)
+    course = train(training, folder=folder, monitor=monitor)
+    if ranks.is_first:
+        _publish(task, training.players[_PLAYER].trained, target, course, folder)
     counts = {
         "tokens": task.grid.num_tokens,
         "visible_tokens": config.encoder_masking.count(task.grid),
@@ -147,29 +235,83 @@ def _task(config: Config, snapshot: Artifact, targets: TargetReader) -> Task:
 def _untrained(task: Task, target: Target) -> mae.MaskedAutoencoder:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(task.config.seed)
-        return mae.MaskedAutoencoder(task.config.model, task.grid, target.dim).to(device())
+        module = mae.MaskedAutoencoder(task.config.model, task.grid, target.dim)
+    if task.config.initial:
+        _begin_with(task.config.initial, module)
+    for blocks in (module.encoder.blocks, module.decoder):
+        blocks.is_recomputed = task.config.activation_checkpointing == "full"
+    return module.to(device())
+
+
+def _begin_with(initial: Initial, module: mae.MaskedAutoencoder) -> None:
+    """Take over the weights of an earlier pretraining."""
+    encoder = initial.encoder.read()
+    try:
+        if initial.form == "videomae":
+            encoder = encoder_from_videomae(encoder)
+        module.encoder.load_state_dict(encoder)
+        if initial.decoder:
+            state = initial.decoder.read()
+            state |= {f"encoder.{name}": value for name, value in module.encoder.state_dict().items()}
+            module.load_state_dict(from_videomae(initial.decoder.read()) if initial.form == "videomae" else state)
+    except (RuntimeError, ValueError) as error:
+        raise ConfigError(f"pretrain.initial: {initial.encoder.path}: not the weights of pretrain.model: {error}") from error
 
 
 def _stream(task: Task, snapshot: Artifact, targets: TargetReader) -> Stream:
     """The samples; which view of a clip an epoch sees is drawn, and its place looked up, before a worker gets it."""
     config = task.config
 
-    def place(clip: Clip, epoch: int) -> Place:
-        return targets.place(clip, below(task.views.num_views, generator(config.seed, "view", epoch, clip.clip_id)))
+    def seen(clip: Clip, epoch: int, repeat: int) -> Seen:
+        view = below(task.views.num_views, generator(config.seed, "view", epoch, clip.clip_id))
+        return Seen(targets.place(clip, view), repeat)
 
-    return Stream(training_clips(snapshot, config.exclude), config.seed, functools.partial(sample, task), attach=place)
+    clips = training_clips(snapshot, config.exclude)
+    return Stream(clips, config.seed, functools.partial(sample, task), attach=seen, repeats=config.masks_per_clip)
 
 
-def _training(task: Task, module: mae.MaskedAutoencoder, target: Target, stream: Stream) -> Training:
-    config = task.config
-    losses = functools.partial(_losses, module, target.to(device()))
-    players = {_PLAYER: Player(module, config.optimization)}
+def _training(
+    task: Task, module: mae.MaskedAutoencoder, target: Target, stream: Stream, held_out: Sequence[Sample], ranks: Ranks
+) -> Training:
+    config, target = task.config, target.to(device())
+    player = Player(module, config.optimization)
+    for block in [*module.encoder.blocks, *module.decoder] if config.compile else ():
+        block.compile(fullgraph=True, dynamic=False)
     return on_stream(
-        stream, players, losses, optimization=config.optimization, num_workers=config.num_workers, label="pretrain"
+        stream,
+        {_PLAYER: player},
+        functools.partial(_losses, module, target),
+        optimization=config.optimization,
+        num_workers=config.num_workers,
+        label="pretrain",
+        judge=functools.partial(_judge, config, player, target, held_out) if held_out else None,
+        judge_every_steps=config.held_out_every_steps,
+        ranks=ranks,
     )
 
 
-def sample(task: Task, clip: Clip, epoch: int, place: Place) -> Sample:
+def _held_out(task: Task, snapshot: Artifact, targets: TargetReader) -> list[Sample]:
+    """Samples of clips that are not trained on, always the same."""
+    config = task.config
+    count = config.num_held_out_clips if config.held_out_every_steps else 0
+    clips = held_out_clips(snapshot, config.exclude, count, generator(config.seed, "held out")) if count else []
+    found = [sample(task, clip, 0, Seen(targets.place(clip, 0), 0)) for clip in clips]
+    task.latest.clear()  # it goes to the workers with the task
+    return found
+
+
+@torch.no_grad()
+def _judge(config: Config, player: Player, target: Target, held_out: Sequence[Sample]) -> dict[str, float]:
+    """The measures of the losses on samples that are not trained on."""
+    found, module = [], typing.cast(mae.MaskedAutoencoder, player.trained)
+    for one in held_out:
+        batch = {name: value[None].to(device()) for name, value in one.items() if name != SAMPLE}
+        with autocast(device(), config.optimization.precision):
+            found.append(_losses(module, target, batch, Moment(0, 0))[_PLAYER])
+    return {f"held_out_{name}": float(torch.stack([one[name] for one in found]).mean()) for name in found[0]}
+
+
+def sample(task: Task, clip: Clip, epoch: int, seen: Seen) -> Sample:
     """One clip as a training sees it in one epoch: the visible patches, both index sets, and what the target needs.
 
     Only what is needed is sent on: ``visible_patches uint8 [V patch_dim]``, ``predict_patches uint8 [P patch_dim]``,
@@ -179,20 +321,20 @@ def sample(task: Task, clip: Clip, epoch: int, place: Place) -> Sample:
         task: what all samples are made with.
         clip: the clip.
         epoch: of the training.
-        place: of the view that it is seen in.
+        seen: the view that it is seen in, and which of its masks.
     """
-    config, view = task.config, stored_view(place)
+    config, place, view = task.config, seen.place, stored_view(seen.place)
     products = {name: per_token(values) for name, values in task.targets.read(place, config.needs).items()}
     real = real_tokens(view, task.grid, config.model.patching.tubelet_frames)
-    draws = {role: generator(config.seed, role, epoch, clip.clip_id) for role in ("visible", "predict")}
+    repeat = (seen.repeat,) if seen.repeat else ()
+    draws = {role: generator(config.seed, role, epoch, clip.clip_id, *repeat) for role in ("visible", "predict")}
     visible = config.encoder_masking.select(task.grid, products=products, real=real, generator=draws["visible"])
     predict = config.decoder_masking.select_beside(
         task.grid, visible=visible, products=products, real=real, generator=draws["predict"]
     )
-    pixels = torch.from_numpy(cut(task.frames, clip, view, task.views.num_frames))
-    patches = patchify(rearrange(pixels, "T H W C -> 1 C T H W"), config.model.patching)[0]
+    patches = _patches(task, clip, place)
     return {
-        SAMPLE: f"{clip.clip_id} {epoch}",
+        SAMPLE: " ".join(map(str, (clip.clip_id, epoch, *repeat))),
         "visible": visible,
         "predict": predict,
         "real": real,
@@ -200,6 +342,19 @@ def sample(task: Task, clip: Clip, epoch: int, place: Place) -> Sample:
         "predict_patches": patches[predict],
         **{f"product/{name}": products[name][predict] for name in config.target.needs},
     }
+
+
+def _patches(task: Task, clip: Clip, place: Place) -> Tensor:
+    """All patches of a view, ``uint8 [N patch_dim]``; kept for its other masks, if there are any."""
+    key = (clip.clip_id, place)
+    if key in task.latest:
+        return task.latest[key]
+    pixels = torch.from_numpy(cut(task.frames, clip, stored_view(place), task.views.num_frames))
+    patches: Tensor = patchify(rearrange(pixels, "T H W C -> 1 C T H W"), task.config.model.patching)[0]
+    task.latest.clear()
+    if task.config.masks_per_clip > 1:
+        task.latest[key] = patches
+    return patches
 
 
 def _losses(module: mae.MaskedAutoencoder, target: Target, batch: Mapping[str, Tensor], moment: Moment) -> Mapping[str, Losses]:

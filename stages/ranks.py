@@ -143,6 +143,11 @@ def backend() -> str:
     return "cuda:nccl,cpu:gloo" if torch.cuda.is_available() else "gloo"
 
 
+def is_first_process() -> bool:
+    """Whether this process speaks for all: the only one, or the first of those that a launcher started."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def check_order(count: int, ranks: Ranks) -> None:
     """Refuse a number of parts whose tree the ranks would cut between its branches.
 

@@ -24,7 +24,8 @@ from stages.progress import Monitor, Silent
 from stages.ranks import TIMEOUT, Ranks, backend
 from stages.signals import Ended, ended_by_signal
 
-_PRELOADED = ["stages.training"]
+_PRELOADED = ["stages.pretrain", "torch._dynamo", "pandas"]
+"""What every rank imports, the optimizer and the index in passing: once, by the server that they are forked from."""
 _LOOK_S = 0.5
 
 

@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import logging
 import math
+import os
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -114,7 +115,7 @@ def on_stream(
     ranks: Ranks = ALONE,
 ) -> Training:
     """The training of networks on the clips of a stream, for as many steps as ``optimization`` makes of them."""
-    total_steps = optimization.total_steps(stream.num_clips)
+    total_steps = optimization.total_steps(stream.num_samples)
     following = functools.partial(
         batches,
         stream,
@@ -191,6 +192,7 @@ class _Run:
         self.pending: list[_Step] = []
         self.misses, self.first_step = 0, 0
         self.ledger = Ledger.read(folder)
+        self.ledger.check(training.optimization.guard)
         self._resume()
         training.ranks.wait()  # nobody writes before everybody has read
 
@@ -401,6 +403,8 @@ class _Run:
 @contextlib.contextmanager
 def _exact(is_wanted: bool) -> Iterator[None]:
     """Within it the same computation gives the same bits, if that is wanted."""
+    if is_wanted:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS refuses, says torch's documentation
     before = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(before or is_wanted)
     try:

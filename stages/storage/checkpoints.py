@@ -4,6 +4,7 @@ A checkpoint exists when its ``state.json`` does, which is written last, holds t
 damaged newest one is passed over for the one before it; at least two are kept.
 """
 
+import contextlib
 import json
 import logging
 import shutil
@@ -15,7 +16,7 @@ import safetensors.torch
 from torch import Tensor
 
 from stages.storage.artifact import CHECKPOINTS
-from stages.storage.publish import canonical_json, publish_bytes, sha256_bytes
+from stages.storage.publish import canonical_json, publish_bytes, sha256_bytes, sha256_file
 
 KEEP = 2
 
@@ -36,6 +37,8 @@ def save(folder: Path, checkpoint: Checkpoint) -> None:
     data = encode(checkpoint.tensors)
     publish_bytes(place / "state.safetensors", data)
     record = {"step": checkpoint.step, "sha256": sha256_bytes(data), "values": checkpoint.values}
+    if sha256_file(place / "state.safetensors") != record["sha256"]:
+        raise OSError(f"{place}: what was written does not read back; the checkpoint before it is kept")
     publish_bytes(place / "state.json", canonical_json({**record, "seal": _seal(record)}))
     kept = _places(folder)[-KEEP:]
     for old in set((folder / CHECKPOINTS).glob("step-*")).difference(kept):  # halves that a killed run left among them
@@ -43,12 +46,17 @@ def save(folder: Path, checkpoint: Checkpoint) -> None:
 
 
 def load_newest(folder: Path) -> Checkpoint | None:
-    """The newest checkpoint that is whole, or ``None`` to start from the beginning."""
+    """The newest checkpoint that is whole, or ``None`` to start from the beginning; damaged ones are set aside."""
+    damaged: list[Path] = []
     for place in reversed(_places(folder)):
         checkpoint = _load(place)
         if checkpoint:
+            for bad in damaged:
+                _log.warning("checkpoint=%s damaged, set aside as %s; going on from %s", bad, _set_aside(bad), place)
             return checkpoint
-        _log.warning("checkpoint=%s damaged, trying the one before it", place)
+        damaged.append(place)
+    for bad in damaged:
+        _log.warning("checkpoint=%s damaged, set aside as %s; there is none before it", bad, _set_aside(bad))
     return None
 
 
@@ -66,6 +74,15 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 def encode(tensors: Mapping[str, Tensor]) -> bytes:
     """Tensors as the bytes of a safetensors file; equal tensors give equal bytes."""
     return safetensors.torch.save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
+
+
+def _set_aside(place: Path) -> Path:
+    """Where a damaged checkpoint is out of the way, so that it is not one of those that are kept."""
+    aside = place.with_name(f"damaged-{place.name}")
+    shutil.rmtree(aside, ignore_errors=True)
+    with contextlib.suppress(OSError):  # another rank was faster
+        place.rename(aside)
+    return aside
 
 
 def _places(folder: Path) -> list[Path]:

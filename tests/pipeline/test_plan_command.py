@@ -112,7 +112,7 @@ def test_a_snapshot_that_is_there_says_how_many_clips_there_are(recipe: Recipe, 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("lvma",), "error: unknown recipe 'lvma'; known: lvmae"),
+        (("lvma",), "error: unknown recipe 'lvma'; known: everest, lvmae"),
         (("lvmae", "--memory", "80,big"), "error: --memory '80,big': expected sizes in GB"),
         (("lvmae", "--memory", "-1"), "error: --memory '-1'"),
         (("lvmae", "--devices", "3"), "do not divide among 3 devices; make it a multiple"),

@@ -125,7 +125,7 @@ def test_a_missing_key_says_what_it_means(tmp_path: Path) -> None:
 
 
 def test_an_unknown_recipe_or_overlay_lists_the_known_ones() -> None:
-    assert "unknown recipe 'lvma'; known: lvmae" in refused(recipe="lvma")
+    assert "unknown recipe 'lvma'; known: everest, lvmae, mae_st" in refused(recipe="lvma")
     assert "unknown overlay 'dem'; known: demo" in refused(overlays=("dem",))
 
 

@@ -58,7 +58,8 @@ def test_codes_and_pixels_of_a_sample_are_those_of_one_stored_view(world: World)
     views = set()
     for position in range(12):
         draw, sample = stream.draw(position), stream[position]
-        (place,) = draw.attached
+        ((place, repeat),) = draw.attached
+        assert repeat == 0
         assert place.clip_id == draw.clip.clip_id
         assert place == reader.place(clips[place.clip_id], place.view)
         codes = torch.from_numpy(reader.read(place)["codes"].astype("int64")).flatten()
@@ -71,6 +72,20 @@ def test_codes_and_pixels_of_a_sample_are_those_of_one_stored_view(world: World)
         assert (sample["visible_patches"][0] == block.flatten()).all()
         views.add((place.clip_id, place.view))
     assert {view for _, view in views} == {0, 1}
+
+
+def test_a_clip_that_comes_several_times_is_decoded_once_and_masked_anew(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded: list[str] = []
+    monkeypatch.setattr(pretrain, "cut", lambda frames, clip, *args: decoded.append(clip.clip_id) or cut(frames, clip, *args))
+    once, stream = world.stream(), world.stream(masks_per_clip=3)
+    assert stream.num_samples == 3 * once.num_samples
+    samples = [stream[position] for position in range(6)]
+    names = [sample["sample"] for sample in samples]
+    first, second = (once.draw(position).clip.clip_id for position in range(2))
+    assert names == [f"{first} 0", f"{first} 0 1", f"{first} 0 2", f"{second} 0", f"{second} 0 1", f"{second} 0 2"]
+    assert decoded == [first, second]
+    assert len({tuple(sample["visible"].tolist()) for sample in samples[:3]}) > 1
+    assert torch.equal(samples[0]["visible"], once[0]["visible"]), "the first mask is the one that there was alone"
 
 
 def test_only_what_the_target_reads_is_sent_on(world: World) -> None:

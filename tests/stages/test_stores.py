@@ -1,9 +1,10 @@
 """Checkpoints come back as they were written, or not at all."""
 
-import json
+import random
 import shutil
 from pathlib import Path
 
+import pytest
 import torch
 
 from stages.storage import checkpoints
@@ -25,14 +26,43 @@ def test_the_newest_whole_checkpoint_is_loaded_and_two_are_kept(tmp_path: Path) 
     assert checkpoints.load_newest(tmp_path) is None
 
 
-def test_any_changed_byte_of_a_checkpoints_record_makes_the_one_before_be_taken(tmp_path: Path) -> None:
-    for step in (1, 2):
-        checkpoints.save(tmp_path, Checkpoint(step, {"a": torch.ones(3)}, {"history": [{"loss": 0.25}], "sample_digest": "ab"}))
-    place = tmp_path / "checkpoints/step-00000002/state.json"
-    whole = place.read_bytes()
-    for number in range(len(whole)):
-        for bit in (0, 4):
-            place.write_bytes(whole[:number] + bytes([whole[number] ^ 1 << bit]) + whole[number + 1 :])
-            assert checkpoints.newest_step(tmp_path) == 1 or json.loads(place.read_bytes()) == json.loads(whole), number
-    place.write_bytes(whole)
-    assert checkpoints.newest_step(tmp_path) == 2
+def test_damaged_checkpoints_are_set_aside_and_do_not_push_out_the_whole_one(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for step in (10, 15):
+        checkpoints.save(tmp_path, Checkpoint(step, {"a": torch.full((3,), float(step))}, {}))
+    (tmp_path / "checkpoints/step-00000015/state.safetensors").write_bytes(b"damaged")
+    assert checkpoints.newest_step(tmp_path) == 10
+    assert "step-00000015 damaged, set aside as" in caplog.text
+    assert "going on from" in caplog.text
+    assert "step-00000010" in caplog.text
+    checkpoints.save(tmp_path, Checkpoint(20, {"a": torch.zeros(3)}, {}))
+    (tmp_path / "checkpoints/step-00000020/state.json").write_bytes(b"{}")
+    assert checkpoints.newest_step(tmp_path) == 10, "it was kept beside the newer one"
+
+
+def test_a_thousand_flips_and_cuts_of_checkpoints_are_all_noticed(tmp_path: Path) -> None:
+    source = random.Random(20_251_126)
+    saved = {step: {"a": torch.rand(50), "b": torch.arange(step)} for step in (4, 8)}
+    for step, tensors in saved.items():
+        checkpoints.save(
+            tmp_path / "whole", Checkpoint(step, tensors, {"history": [{"loss": step / 7}], "sample_digest": "ab"})
+        )
+    names = ("state.safetensors", "state.json")
+    whole = {name: (tmp_path / "whole/checkpoints/step-00000008" / name).read_bytes() for name in names}
+    folder = tmp_path / "run"
+    for number in range(1000):
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(tmp_path / "whole", folder)
+        name = names[number % 2]
+        data, place = bytearray(whole[name]), source.randrange(len(whole[name]))
+        if number % 4 < 2:
+            data[place] ^= 1 << source.randrange(8)
+        else:
+            data = data[:place]
+        (folder / "checkpoints/step-00000008" / name).write_bytes(data)
+        found = checkpoints.load_newest(folder)
+        assert found is not None
+        same_text = name == "state.json" and data.strip() == whole[name].strip()  # its last newline says nothing
+        assert found.step == (8 if same_text else 4), (number, name, place)
+        assert torch.equal(found.tensors["a"], saved[found.step]["a"])

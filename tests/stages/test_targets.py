@@ -253,7 +253,7 @@ def test_what_a_worker_is_sent_does_not_grow_with_the_store(tmp_path: Path) -> N
     reader = _wide_reader(tmp_path, counts)
     assert len(reader) == 100_000
     clip = clip_of(units(counts)[170], 321)
-    stream = Stream([clip], 0, _Read(reader.chunks), attach=lambda clip, _: reader.place(clip, 1))
+    stream = Stream([clip], 0, _Read(reader.chunks), attach=lambda clip, epoch, repeat: reader.place(clip, 1))
     assert len(pickle.dumps(stream.sample)) < 1500
     draw = stream.draw(7)
     assert len(pickle.dumps(draw)) < 1500
