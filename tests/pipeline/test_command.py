@@ -41,7 +41,7 @@ def test_help_needs_neither_torch_nor_prefect_nor_mlflow() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("run", "lvma"), "error: unknown recipe 'lvma'; known: lvmae"),
+        (("run", "lvma"), "error: unknown recipe 'lvma'; known: everest, lvmae"),
         (("run", *DEMO, "--only", "train"), "error: unknown stage 'train'; known, in their order: shard"),
         (("run", *DEMO, "--only", "shard", "--from", "shard"), "contradict"),
         (("run", *DEMO, "--set", "pretrain.sede=1"), "pretrain.sede: unknown key; did you mean 'seed'?"),
@@ -100,5 +100,12 @@ def test_verify_exits_with_1_on_damage(workspace: Workspace, everything_made: Ca
 
 
 def test_recipes_are_listed_and_printed() -> None:
-    assert json.loads(invoke("recipes", "--json").stdout)["recipes"] == ["lvmae"]
+    assert json.loads(invoke("recipes", "--json").stdout)["recipes"] == [
+        "everest",
+        "lvmae",
+        "mae_st",
+        "mgmae",
+        "videomae",
+        "videomae_v2",
+    ]
     assert "min_learning_rate" in invoke("recipes", *DEMO).stdout
