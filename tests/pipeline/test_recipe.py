@@ -1,5 +1,6 @@
 """A recipe resolves to one validated configuration, or says at which path it does not fit."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -35,9 +36,9 @@ def test_the_demo_keeps_128_frames_and_every_mechanism() -> None:
     assert demo.pretrain.target == paper.pretrain.target
     for part in ("quantizer", "selection", "keep_first_slot", "window_frames", "patching"):
         assert getattr(demo.tokenizer.model, part) == getattr(paper.tokenizer.model, part)
-    for rules in (demo.tokenizer.adversarial, paper.tokenizer.adversarial):
-        assert rules.weight == 0.1
-        assert rules.r1_weight == 10.0
+    for config in (demo.tokenizer, paper.tokenizer):
+        assert config.adversarial.r1_weight == 10.0
+        assert config.adversarial.start_step < (config.optimization.num_steps or math.inf), "the opponent plays"
     assert demo.tokenizer.optimization.ema_decay is not None
 
 
@@ -91,7 +92,7 @@ def test_an_unknown_section_is_refused() -> None:
 def test_every_fault_is_named_at_once_and_none_in_the_words_of_the_library() -> None:
     message = refused("pretrain.seed=abc", "pretrain.target=pixel")
     assert "pretrain.seed" in message
-    assert "known: code_vectors, pixels" in message
+    assert "known: code_vectors, levels, pixels, projected" in message
     assert "pydantic" not in message
 
 
