@@ -1,8 +1,6 @@
 """The tokenizer's training, killed anywhere and run again, ends with the bits of the one that was not; and every bit counts."""
 
-import collections
 import copy
-import dataclasses
 import functools
 import json
 import random
@@ -27,95 +25,31 @@ from stages.storage.checkpoints import Checkpoint
 from stages.storage.workspace import Workspace
 from stages.training import SAMPLE, Training, train
 from tests.faults import tokenizer_work
-from tests.faults.harness import KILLS, Fault, Job, Laboratory, Outcome
+from tests.faults.harness import KILLS, Fault, Laboratory
+from tests.faults.resuming import Bench, resumed_after_kills
 from tests.faults.tokenizer_work import EVERY_STEPS, NUM_STEPS, digest, newest
 from tests.stages import toy
 
 SEED = 20_251_126
-NUM_KILLS = {0: 20, 2: 20}
-"""By number of loader workers."""
 PUBLISHED = ("model.safetensors", "metrics.json", "config.json", "preview.png")
 
 
 # Killed anywhere.
 
 
-@dataclasses.dataclass
-class Bench:
-    """A laboratory, clips to train on, and what an undisturbed run makes of them."""
-
-    laboratory: Laboratory
-    clips: Path
-    state: str = ""
-    files: Mapping[str, bytes] = dataclasses.field(default_factory=dict)
-    num_calls: int = 0
-
-    def fresh(self, root: Path) -> Path:
-        """A root with the clips in it."""
-        shutil.copytree(self.clips, root)
-        return root
-
-    def run(self, root: Path, fault: Fault | None = None, **arguments: Any) -> Outcome:
-        """One run of the stage in a child, of whose calls those below the tokenizers count."""
-        given = {"root": str(root), **arguments}
-        return self.laboratory.run(Job("tests.faults.tokenizer_work:run", given, str(root / "tokenizers"), fault))
-
-
-def ended(root: Path) -> tuple[str, dict[str, bytes]]:
-    """The digest of the last checkpoint before publishing, and the published bytes."""
-    made = tokenizer_work.published(str(root))
-    assert made
-    return (root / tokenizer_work.FINAL).read_text(), {name: made.verified(name).read_bytes() for name in PUBLISHED}
-
-
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
-    clips, whole = tmp_path_factory.mktemp("clips") / "root", tmp_path_factory.mktemp("whole") / "root"
+    clips = tmp_path_factory.mktemp("clips") / "root"
     toy.snapshot(Workspace(clips), num_shards=1, per_shard=6)
     with Laboratory("tests.faults.tokenizer_work", *tokenizer_work.HEAVY) as laboratory:
-        made = Bench(laboratory, clips)
-        outcome = made.run(made.fresh(whole))
-        assert outcome.error is None, outcome.message
-        assert outcome.result == 0
-        made.state, made.files = ended(whole)
-        made.num_calls = len(outcome.calls)
+        made = Bench(laboratory, "tests.faults.tokenizer_work:run", clips, "tokenizers", PUBLISHED)
+        made.undisturbed(tmp_path_factory.mktemp("whole") / "root")
         yield made
 
 
-def drawn(kind: str, source: random.Random, num_calls: int) -> tuple[Fault | None, dict[str, Any]]:
-    """A kill: after a step, at a call to the operating system (saving and publishing make them all), or at any time."""
-    if kind == "step":
-        return None, {"kill_after_steps": source.randint(1, 9)}
-    if kind == "call":
-        return Fault(source.choice(KILLS), source.randrange(num_calls)), {}
-    return None, {"kill_after_s": source.uniform(0.05, 1.5)}
-
-
-@pytest.mark.parametrize("num_workers", NUM_KILLS)
+@pytest.mark.parametrize("num_workers", [0, 2])
 def test_killed_at_random_points_the_training_ends_with_the_same_bits(bench: Bench, tmp_path: Path, num_workers: int) -> None:
-    source, fired, wanted = random.Random(SEED + num_workers), collections.Counter[str](), NUM_KILLS[num_workers]
-    resumed_from: set[int] = set()
-    for number in range(wanted + 1):  # of trainings; each takes several kills
-        root, story = bench.fresh(tmp_path / str(number)), [f"seed {SEED + num_workers}"]
-        while fired.total() < wanted:
-            kind = ("step", "call", "time")[fired.total() % 3]
-            fault, arguments = drawn(kind, source, bench.num_calls // 2)
-            story.append(f"{kind} {fault} {arguments}")
-            outcome = bench.run(root, fault, num_workers=num_workers, **arguments)
-            assert outcome.error is None, f"{story}: {outcome.message}"
-            if not outcome.killed:
-                break
-            fired[kind] += 1
-        else:
-            last = bench.run(root, num_workers=num_workers)
-            assert last.error is None, f"{story}: {last.message}"
-            resumed_from.add(last.result)
-        assert ended(root) == (bench.state, bench.files), story
-        shutil.rmtree(root)
-        if fired.total() == wanted:
-            break
-    assert fired.total() == wanted, "the faults must fire"
-    assert min(fired.values()) >= wanted // 3, fired
+    resumed_from = resumed_after_kills(bench, tmp_path, kills=20, num_workers=num_workers, seed=SEED + num_workers)
     assert resumed_from <= {*range(0, NUM_STEPS + 1, EVERY_STEPS)}
 
 
@@ -134,14 +68,14 @@ def test_killed_while_a_checkpoint_is_saved_the_training_goes_on_from_the_one_be
     healed = bench.run(root)
     assert healed.error is None, healed.message
     assert healed.result >= EVERY_STEPS
-    assert ended(root) == (bench.state, bench.files), f"seed {SEED}"
+    assert bench.is_the_same(root), f"seed {SEED}"
     assert not list(root.glob("tokenizers/*/checkpoints")), "nothing of the way is left"
 
 
 def test_the_number_of_workers_is_no_part_of_what_is_made(bench: Bench, tmp_path: Path) -> None:
     root = bench.fresh(tmp_path / "root")
     assert bench.run(root, num_workers=2).error is None
-    assert ended(root) == (bench.state, bench.files)
+    assert bench.is_the_same(root)
 
 
 # Every item counts.
@@ -355,6 +289,6 @@ def test_the_digest_tells_two_states_apart_by_any_bit(saved: Checkpoint) -> None
 
 
 def test_the_made_artifact_is_an_artifact(bench: Bench) -> None:
-    assert isinstance(tokenizer_work.clips(str(bench.clips)), Artifact)
+    assert isinstance(tokenizer_work.clips(str(bench.inputs)), Artifact)
     assert json.loads(bench.files["metrics.json"])["history"][-1]["step"] == NUM_STEPS
     assert "discriminator_r1" in json.loads(bench.files["metrics.json"])["history"][-1]

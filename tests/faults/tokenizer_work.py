@@ -15,10 +15,11 @@ import torch
 from stages import tokenizer
 from stages.progress import Silent
 from stages.storage import checkpoints
-from stages.storage.artifact import Artifact, find, fingerprint, read_manifest
+from stages.storage.artifact import Artifact, read_manifest
 from stages.storage.checkpoints import Checkpoint
 from stages.storage.publish import canonical_json
 from stages.storage.workspace import Workspace
+from tests.faults.resuming import FINAL
 from tests.stages import toy
 
 NUM_STEPS, EVERY_STEPS = 24, 3
@@ -38,8 +39,6 @@ MODEL = {
 SIZE_PX = 16
 HEAVY = ("torch._dynamo", "torchmetrics.functional.image", "pandas", "matplotlib.backends.backend_agg")
 """What a run imports in passing, for its optimizers, measures, tables and pictures: seconds, once, before the forks."""
-FINAL = "final_state.txt"
-"""Where a run says what its last checkpoint was, before that is removed."""
 
 
 def config(num_workers: int = 0) -> tokenizer.Config:
@@ -97,24 +96,23 @@ def run(root: str, num_workers: int = 0, kill_after_steps: int | None = None, ki
     """One run of the stage in this process; the steps that it began with are its answer."""
     if num_workers:
         start_fork_server()
-    if kill_after_s is not None:
-        killer = threading.Timer(kill_after_s, os.kill, (os.getpid(), signal.SIGKILL))
-        killer.daemon = True
-        killer.start()
+    kill_after(kill_after_s)
     workspace = Workspace(Path(root), monitor=Watch(Path(root), kill_after_steps))
     return tokenizer.run(config(num_workers), {"shard": clips(root)}, workspace).units_reused
+
+
+def kill_after(seconds: float | None) -> None:
+    """End this process a while from now."""
+    if seconds is not None:
+        killer = threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGKILL))
+        killer.daemon = True
+        killer.start()
 
 
 def clips(root: str) -> Artifact:
     """The clips that lie in a root."""
     (manifest,) = Path(root).glob("clips/*/snapshots/*.json")
     return Artifact(manifest.parents[1], read_manifest(manifest), manifest)
-
-
-def published(root: str) -> Artifact | None:
-    """The tokenizer of a root, if there is one."""
-    inputs = {"shard": clips(root)}
-    return find(Workspace(Path(root)), "tokenizer", fingerprint("tokenizer", tokenizer.VERSION, config(), inputs))
 
 
 def start_fork_server() -> None:
