@@ -12,6 +12,9 @@ BIN := $(VENV)/bin
 # Not compiling what may never be imported saves a minute.
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-compile --constraint constraints.txt
 
+# Hundreds of processes import torch in the tests; each would compile it anew where the environment forbids to keep what was compiled.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help setup setup-dev demo test lint types imports unit
 
 help:

@@ -11,10 +11,11 @@ import functools
 import itertools
 import multiprocessing
 import os
+import queue
 import signal
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager
 from contextvars import ContextVar
@@ -151,9 +152,10 @@ def surviving(flight: Flight, items: Iterable[Any]) -> Generator[Any]:
     while True:
         under_way: dict[int, Piece] = {}
         try:
-            for piece, result in flight(_noted(left, under_way)):
-                del under_way[piece.number]
-                yield result
+            with contextlib.closing(flight(_noted(left, under_way))) as landed:
+                for piece, result in landed:
+                    del under_way[piece.number]
+                    yield result
             return
         except BrokenProcessPool:
             again = [piece._replace(kills=piece.kills + 1) for piece in under_way.values()]
@@ -197,20 +199,31 @@ def _flight(
     ticks, slots = context.SimpleQueue(), context.BoundedSemaphore(num_workers)
     pool = ProcessPoolExecutor(num_workers, mp_context=context, initializer=_begin, initargs=(ticks, slots, num_workers))
     flying: dict[Future[Result], Piece] = {}
+    # Not ``concurrent.futures.wait``: interrupted while it takes the locks of its futures, it would keep some of them for good.
+    done: queue.SimpleQueue[Future[Result]] = queue.SimpleQueue()
     try:
         while True:
             for piece in itertools.islice(pieces, AHEAD * num_workers - len(flying)):
-                flying[pool.submit(_portably, function, piece.item)] = piece
+                future = pool.submit(_portably, function, piece.item)
+                flying[future] = piece
+                future.add_done_callback(done.put)
             if not flying:
                 return
-            done, _ = wait(flying, timeout=_DRAIN_S, return_when=FIRST_COMPLETED)
+            landed = _next(done)
             _drain(ticks, ticked)
-            for future in done:
-                result = future.result()
-                yield flying.pop(future), result
+            if landed is not None:
+                result = landed.result()
+                yield flying.pop(landed), result
     finally:
         _end(pool, now=bool(flying))
         ticks.close()
+
+
+def _next(done: "queue.SimpleQueue[Future[Result]]") -> Future[Result] | None:
+    try:
+        return done.get(timeout=_DRAIN_S)
+    except queue.Empty:
+        return None
 
 
 def _drain(ticks: "SimpleQueue[Any]", ticked: Callable[[], None]) -> None:

@@ -82,7 +82,7 @@ def test_targets_compares_making_and_reading_with_what_they_cost_at_least(videos
 
 
 def test_tokenizer_trains_and_judges_against_codes_that_learn_nothing(videos: Path, tmp_path: Path) -> None:
-    result = run("tokenizer", "--data", videos, "--steps", "4", out=tmp_path)
+    result = run("tokenizer", "--data", videos, "--steps", "4", "--size", "32", out=tmp_path)
     assert set(result["quality"]) == {"learned", "PCA + FSQ", "DCT + FSQ"}
     assert result["curve"][-1]["step"] == 4
     assert result["ratios"]["psnr_topk_gain_db"] is not None

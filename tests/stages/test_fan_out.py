@@ -18,7 +18,7 @@ from stages.errors import ConfigError, MediaError, Reason
 from stages.fan_out import Piece, over_processes, surviving, tick, watched
 
 REPOSITORY = Path(__file__).parents[2]
-PATIENCE_S = 20
+PATIENCE_S = 60
 DRIVER = """
 import itertools, sys
 from stages.fan_out import over_processes
