@@ -8,7 +8,7 @@ import collections
 import functools
 import multiprocessing
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from multiprocessing.context import BaseContext
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -86,11 +86,18 @@ def training_clips(snapshot: Artifact, exclude: Mapping[str, str]) -> Index:
 
 
 def held_out_clips(snapshot: Artifact, exclude: Mapping[str, str], count: int, source: torch.Generator) -> list[Clip]:
-    """So many clips, drawn once, of those that a training does not see; fewer where there are no more."""
-    trained, everything = set(training_clips(snapshot, exclude).column("clip_id")), Index(snapshot)
-    places = [place for place, clip_id in enumerate(everything.column("clip_id")) if clip_id not in trained]
+    """So many clips, drawn at random, of those that a training does not see; fewer where there are no more."""
+    trained, everything = training_clips(snapshot, exclude), Index(snapshot)
+    if len(trained) == len(everything):
+        return []
+    return drawn_clips(everything, count, source, without=frozenset(trained.column("clip_id")))
+
+
+def drawn_clips(clips: Index, count: int, source: torch.Generator, *, without: Collection[str] = ()) -> list[Clip]:
+    """So many clips, drawn at random, none of them one of the clip ids in ``without``; fewer where there are no more."""
+    places = [place for place, clip_id in enumerate(clips.column("clip_id")) if clip_id not in without]
     order = torch.randperm(len(places), generator=source)[:count].tolist()
-    return [everything[places[place]] for place in order]
+    return [clips[places[place]] for place in order]
 
 
 class Draw(NamedTuple):

@@ -19,7 +19,7 @@ from models.grid import Grid
 from models.tokenizers import Tokenizer, TokenizerConfig, adaptive
 from models.tokenizers.adaptive import AdaptiveTokenizer
 from stages import preview, quality
-from stages.batches import ClipFrames, Sample, Stream, training_clips
+from stages.batches import ClipFrames, Sample, Stream, drawn_clips, held_out_clips, training_clips
 from stages.device import device
 from stages.draws import below, generator
 from stages.errors import ConfigError
@@ -243,16 +243,15 @@ def measure(config: Config, module: Tokenizer, snapshot: Artifact) -> tuple[dict
 
 def _held_spans(config: Config, snapshot: Artifact) -> tuple[bool, list[Tensor]]:
     """Spans of one or two windows ``float [3 n*T H W]``, of clips that were not trained on, if there are any."""
-    trained, everything = training_clips(snapshot, config.exclude), Index(snapshot)
-    seen = set(trained.column("clip_id")) if len(trained) < len(everything) else set()
-    clips = [number for number, clip_id in enumerate(everything.column("clip_id")) if clip_id not in seen]
-    order = torch.randperm(len(clips), generator=generator(config.seed, "held spans")).tolist()
+    most, source = config.num_preview_windows, functools.partial(generator, config.seed, "held spans")
+    held_out = held_out_clips(snapshot, config.exclude, most, source())
+    clips = held_out or drawn_clips(Index(snapshot), most, source())
     frames, spans, missing, draw = ClipFrames(snapshot), [], config.num_preview_windows, 0
     while missing > 0:
-        clip = everything[clips[order[draw % len(order)]]]
+        clip = clips[draw % len(clips)]
         windows = max(1, min(_SPAN_WINDOWS, missing, clip.num_frames // config.model.window_frames))
-        source = generator(config.seed, "held span", clip.clip_id, draw // len(order))
-        frames_seen = span(config, frames, clip, num_frames=windows * config.model.window_frames, source=source)
+        place = generator(config.seed, "held span", clip.clip_id, draw // len(clips))
+        frames_seen = span(config, frames, clip, num_frames=windows * config.model.window_frames, source=place)
         spans.append(frames_seen.to(device()).float() / 255)
         missing, draw = missing - windows, draw + 1
-    return bool(seen), spans
+    return bool(held_out), spans

@@ -190,7 +190,7 @@ class _Run:
         self.digest = ""
         self.unread: list[_Unread] = []
         self.pending: list[_Step] = []
-        self.misses, self.first_step = 0, 0
+        self.misses, self.first_step, self.saved_step = 0, 0, 0
         self.ledger = Ledger.read(folder)
         self.ledger.check(training.optimization.guard)
         self._resume()
@@ -340,15 +340,15 @@ class _Run:
             return
         try:
             checkpoints.save(self.folder, self._checkpoint(step))
-            self.misses = 0
+            self.misses, self.saved_step = 0, step
         except OSError as error:
             self.misses += 1
             if self.misses == _MISSES:
                 raise
-            kept = checkpoints.newest_step(self.folder)
             _log.warning(
-                "checkpoint of step %d not written (%s); a run that ends now continues from step %d", step, error, kept
-            )
+                "checkpoint of step %d not written (%s); a run that ends now continues from step %d",
+                step, error, self.saved_step,
+            )  # fmt: skip
 
     def _checkpoint(self, step: int) -> Checkpoint:
         players = self.training.players.items()
@@ -383,7 +383,7 @@ class _Run:
                 f"{self.folder}: its checkpoint of step {found.step} does not fit this training ({error}); delete "
                 f"{self.folder / CHECKPOINTS} to begin anew"
             ) from error
-        self.first_step = found.step
+        self.first_step = self.saved_step = found.step
 
     def _end_if_asked(self, step: int) -> None:
         """Save and end, if this process was asked to; ranks agree on it where they speak to each other anyway."""
@@ -394,9 +394,8 @@ class _Run:
         self._read()
         if not any(pending.is_refused for pending in self.pending):  # those are replayed from the checkpoint before
             self._save(step)
-        _log.warning(
-            "asked to end: the training continues from step %d when it is run again", checkpoints.newest_step(self.folder)
-        )
+        if self.training.ranks.is_first:
+            _log.warning("asked to end: the training continues from step %d when it is run again", self.saved_step)
         raise Ended
 
 

@@ -90,6 +90,11 @@ def real_first(order: Int[Tensor, " M"], real: Bool[Tensor, " N"]) -> Int[Tensor
     return torch.cat([order[recorded], order[~recorded]])
 
 
+def all_but(positions: Int[Tensor, " M"], like: Bool[Tensor, " N"]) -> Bool[Tensor, " N"]:
+    """True at every position but some, for as many tokens as ``like`` has."""
+    return torch.ones_like(like).scatter(0, positions, False)
+
+
 def first_real(order: Int[Tensor, " N"], real: Bool[Tensor, " all"], count: int) -> Int[Tensor, " M"]:
     """The first ``count`` positions of ``order``, passing over padding until nothing else is left; ascending."""
     return real_first(order, real)[:count].sort().values

@@ -7,7 +7,7 @@ import torch
 from pydantic import Field, model_validator
 
 from models.grid import Grid
-from models.masking import MaskingConfig, first_real, real_first, share_of, shuffled, token_scores
+from models.masking import MaskingConfig, all_but, first_real, real_first, share_of, shuffled, token_scores
 from models.shapes import Bool, Int, Shaped, Tensor
 from models.top_k import top_k_positions
 
@@ -75,7 +75,7 @@ class Config(MaskingConfig):
         All of them, where the encoder's tokens are this rule's other part. Beside another encoder rule the count is kept: too
         many are drawn from, too few are filled up with the largest distances outside the set.
         """
-        hidden = torch.ones_like(real).scatter(0, visible, False)
+        hidden = all_but(visible, real)
         order = real_first(self._order(grid, products, real, generator), real)
         return first_real(order, hidden, self.count(grid))
 

@@ -7,7 +7,7 @@ import torch
 
 from models.extension import extension
 from models.grid import Grid
-from models.masking import MaskingConfig, first_real
+from models.masking import MaskingConfig, all_but, first_real
 from models.shapes import Bool, Int, Shaped, Tensor
 
 
@@ -60,7 +60,7 @@ class Config(MaskingConfig):
         generator: torch.Generator,
     ) -> Int[Tensor, " M"]:
         """Positions that the encoder does not see; padding before visible tokens where nothing else is left."""
-        hidden = torch.ones_like(real).scatter(0, visible, False)
+        hidden = all_but(visible, real)
         chosen = self.rule.select_beside(grid, visible=visible, products=products, real=real & hidden, generator=generator)
-        others = torch.ones_like(real).scatter(0, chosen, False).nonzero()[:, 0]
+        others = all_but(chosen, real).nonzero()[:, 0]
         return first_real(torch.cat([chosen, others]), hidden, self.count(grid))

@@ -7,7 +7,7 @@ import torch
 from pydantic import Field, model_validator
 
 from models.grid import Grid
-from models.masking import MaskingConfig, first_real, share_of, shuffled, to_multiple, token_scores
+from models.masking import MaskingConfig, all_but, first_real, share_of, shuffled, to_multiple, token_scores
 from models.shapes import Bool, Float, Int, Shaped, Tensor
 from models.top_k import top_k_positions
 
@@ -71,7 +71,7 @@ class Config(MaskingConfig):
         """Positions of the highest scores and of random others; among equal scores the lowest position wins."""
         by_score = top_k_positions(self.scores(products), grid.num_tokens)
         top = first_real(by_score, real, self.top_count(grid))
-        left_over = torch.ones_like(real).scatter(0, top, False)
+        left_over = all_but(top, real)
         order = shuffled(grid.num_tokens, generator)
         drawn = first_real(order[left_over[order]], real, self.count(grid) - len(top))
         return torch.cat([top, drawn]).sort().values
