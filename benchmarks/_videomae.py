@@ -31,14 +31,16 @@ class Case(NamedTuple):
     """One size of network on one size of clip."""
 
     size: str
-    """A published encoder size, such as ``ViT-B``; its decoder goes with it."""
+    """A published encoder size, such as ``ViT-B``."""
     num_frames: int
     size_px: int
+    decoder: str = "ViT-B"
+    """Whose published decoder goes with it: 4 blocks of 384 and 6 heads, which are also transformers' defaults."""
 
     @property
     def model(self) -> mae.Config:
         """The architecture, which both sides have."""
-        return mae.Config.model_validate({"encoder": self.size, "decoder": self.size})
+        return mae.Config.model_validate({"encoder": self.size, "decoder": self.decoder})
 
     @property
     def grid(self) -> Grid:

@@ -1,10 +1,11 @@
 """The training step of our masked autoencoder against that of transformers' VideoMAE, on the same clips with the same weights.
 
-    python benchmarks/pretrain_step.py [--device cpu|cuda] [--sizes S B] [--frames N ...] [--size PX] [--quick]
+    python benchmarks/pretrain_step.py [--device cpu|cuda] [--sizes S B] [--decoder B] [--frames N ...] [--quick]
 
 A step is forward, backward and a fused AdamW update. Ours decodes 15 % of the tokens, or all that are hidden, which is the
-peer's work to the last parameter: before anything is timed, both losses must agree. Ours starts from uint8 patches, the peer
-from pixels that were normalised beforehand, outside its step. It has PyTorch's fused attention, as ours.
+peer's work to the last parameter: before anything is timed, both losses must agree. The decoder is ViT-B's, 4 blocks of 384,
+whatever the encoder; VideoMAE's own for ViT-S has half that width, so that full decoding costs less there. Ours starts from
+uint8 patches, the peer from pixels that were normalised beforehand, outside its step. It has PyTorch's fused attention, as ours.
 
 On a CPU the ways take turns, one clip per step, and the medians are seconds of processor time, which other programs disturb
 least. On a GPU ours is compiled, every way has the largest batch that fits, and times are CUDA events; there this needs
@@ -81,7 +82,7 @@ def main() -> None:
     rate = _matmul_rate(asked)
     rows, differences = [], {}
     for size, num_frames in itertools.product(asked.sizes, asked.frames):
-        case = Case(f"ViT-{size}", num_frames, asked.size)
+        case = Case(f"ViT-{size}", num_frames, asked.size, f"ViT-{asked.decoder}")
         ways, differences[f"{size} {num_frames}f"] = _ways(case, asked)
         measured = _on_cuda(ways, asked) if asked.device.type == "cuda" else _on_cpu(ways, asked)
         rows += [_row(size, case, way, measured[way.name], rate) for way in ways]
@@ -93,6 +94,7 @@ def main() -> None:
         "machine": _machine(asked.device),
         "settings": {
             "size_px": asked.size,
+            "decoder": asked.decoder,
             "precision": asked.precision,
             "threads": asked.threads,
             "rounds": asked.rounds,
@@ -113,6 +115,7 @@ def _arguments() -> argparse.Namespace:
     default = "cuda" if torch.cuda.is_available() else "cpu"
     parser.add_argument("--device", type=torch.device, default=default, help=f"cpu or cuda ({default})")
     parser.add_argument("--sizes", nargs="+", choices=["S", "B", "L", "H"], help="of ViT (S B; S with --quick)")
+    parser.add_argument("--decoder", choices=["S", "B", "L", "H"], default="B", help="the ViT whose decoder all have (B)")
     parser.add_argument("--frames", type=int, nargs="+", help="of a clip (16 128; 16 64 with --quick); ratios: of the longest")
     parser.add_argument("--size", type=int, help="side of a clip in pixels (112; 256 on cuda)")
     parser.add_argument("--precision", choices=["fp32", "bf16"], help="of matrix products (fp32; bf16 on cuda)")

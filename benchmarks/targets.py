@@ -126,7 +126,7 @@ def _untrained(scratch: Path) -> Path:
         torch.manual_seed(0)
         module = load("models.tokenizers", MODEL).build()
     path = scratch / "untrained.safetensors"
-    path.write_bytes(checkpoints.encode(module.state_dict()))
+    checkpoints.write_tensors(path, module.state_dict())
     return path
 
 

@@ -210,7 +210,7 @@ def _remarks(record: Mapping[str, Any]) -> list[str]:
     rate = estimate.GPU_FLOPS_PER_S[record["precision"]] / 1e12
     return [
         *remarks,
-        f"{size(record['checkpoint_bytes'])} of main memory are needed beside while a checkpoint is written",
+        f"a checkpoint has {size(record['checkpoint_bytes'])}; from a GPU it goes through as much main memory",
         f"memory is planned up to {estimate.USABLE_SHARE:.0%} of a device; times leave out waiting for data and transport",
         f"expected: {estimate.EAGER_SHARE:.0%}, compiled {estimate.COMPILED_SHARE:.0%}, of {rate:g} TFLOP/s on an H100 or H200 "
         f"(networks narrower than ViT-B: less); {estimate.PROCESSOR_SHARE:.0%} of the rate just measured on a processor",

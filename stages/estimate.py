@@ -279,12 +279,11 @@ def fitting_parts(run: Run, largest: int) -> int | None:
 
 
 def checkpoint_bytes(run: Run) -> int:
-    """Main memory that is taken while a checkpoint is written, beside the tensors themselves.
-
-    ``safetensors.torch.save`` copies parameters, moments and average one by one, and then all of them into one file.
+    """Size of a checkpoint: parameters, moments and average. Where they lie on a GPU, main memory holds a copy while one is
+    written; a processor needs none beside the tensors themselves.
     """
     state = cost.state(run.workload, average=run.average)
-    return 2 * (sum(state) - state.tables)
+    return sum(state) - state.tables
 
 
 def duration(run: Run, place: Device) -> Duration:

@@ -14,6 +14,7 @@ from models.extension import extension
 from stages import pixels, summary
 from stages.batches import ClipFrames
 from stages.device import device
+from stages.encoders import OwnEncoder
 from stages.evals import ProbeConfig
 from stages.exhibits import answer, clip_exhibit, curve_exhibit
 from stages.features import PRETRAINED, Extractor, extract, load, missing_shards
@@ -139,9 +140,10 @@ def _extract(
     pretrain = inputs["pretrain"]
     encoders = {PRETRAINED: load_encoder(pretrain)}
     encoders |= {_seeded(seed): untrained_encoder(pretrain, seed) for seed in config.seeds}
+    patching = geometry(pretrain).model.patching
     extractor = Extractor(
-        encoders={name: encoder.to(device()) for name, encoder in encoders.items()},
-        geometry=geometry(pretrain),
+        encoders={name: OwnEncoder(encoder.to(device()), patching, device()) for name, encoder in encoders.items()},
+        slot_frames=patching.tubelet_frames,
         frames=frames,
         views={clip.clip_id: stored_view(targets.place(clip, 0)) for clips in wanted.values() for clip in clips},
         layer=config.layer,
@@ -149,7 +151,6 @@ def _extract(
         spatial_cells=config.spatial_cells,
         pixel_cells=config.pixel_cells,
         batch_clips=config.batch_clips,
-        device=device(),
     )
     extract(folder, wanted, extractor=extractor, finished=workspace.monitor.advance)
     return len(missing)

@@ -16,11 +16,9 @@ import torch
 from einops import rearrange
 from torch.nn import functional
 
-from models.grid import patchify
 from models.shapes import Float, Tensor, UInt8
-from models.vit import Encoder
 from stages.batches import ClipFrames
-from stages.networks import Geometry
+from stages.encoders import VideoEncoder
 from stages.pixels import FRAMES, PIXELS, pixel_features, pool_time
 from stages.storage import features as store
 from stages.storage.index import Clip
@@ -37,7 +35,7 @@ class Extractor:
 
     Args:
         encoders: the networks to compare, by the name of their features.
-        geometry: what they were made for.
+        slot_frames: clips are cut to a multiple of so many frames, whole slots of every encoder.
         frames: decodes clips.
         views: view 0 of every clip.
         layer: the block whose output is pooled; ``None``: after the final norm.
@@ -45,11 +43,10 @@ class Extractor:
         spatial_cells: cells along each side.
         pixel_cells: cells of the trivial features' grid along each side.
         batch_clips: clips per forward pass.
-        device: where the encoders are.
     """
 
-    encoders: Mapping[str, Encoder]
-    geometry: Geometry
+    encoders: Mapping[str, VideoEncoder]
+    slot_frames: int
     frames: ClipFrames
     views: Mapping[str, View]
     layer: int | None
@@ -57,7 +54,6 @@ class Extractor:
     spatial_cells: int
     pixel_cells: int
     batch_clips: int
-    device: torch.device
 
     def shard(self, clips: Sequence[Clip]) -> dict[str, npt.NDArray[np.float32]]:
         """Per kind of features ``[clips, width]``, for the clips of one shard."""
@@ -74,18 +70,14 @@ class Extractor:
         return {name: np.stack([rows[clip.clip_id][name] for clip in clips]) for name in (*self.encoders, PIXELS, FRAMES)}
 
     @torch.no_grad()
-    def encode(self, encoder: Encoder, frames: UInt8[Tensor, "B T H W C"]) -> Float[Tensor, "B wide"]:
+    def encode(self, encoder: VideoEncoder, frames: UInt8[Tensor, "B T H W C"]) -> Float[Tensor, "B wide"]:
         """Features of clips of equal length, all tokens visible.
 
         Args:
             encoder: the network.
             frames: recorded frames, a whole number of slots.
         """
-        patches = patchify(rearrange(frames, "B T H W C -> B C T H W").to(self.device), self.geometry.model.patching)
-        positions = torch.arange(patches.shape[1], device=self.device).expand(len(patches), -1)
-        tokens = encoder.features(patches.float() / 255, positions, layer=self.layer)
-        _, height, width = self.geometry.grid
-        maps = rearrange(tokens.float(), "B (t h w) D -> (B t) D h w", h=height, w=width)
+        maps = rearrange(encoder.tokens(frames, layer=self.layer), "B t h w D -> (B t) D h w")
         cells = functional.adaptive_avg_pool2d(maps, self.spatial_cells)  # [B*t, D, cells, cells]
         slots = rearrange(cells, "(B t) D y x -> B t (y x D)", B=len(frames))
         return pool_time(slots, self.temporal_bins)
@@ -98,11 +90,10 @@ class Extractor:
             yield from (together[first : first + self.batch_clips] for first in range(0, len(together), self.batch_clips))
 
     def _num_slots(self, clip: Clip) -> int:
-        tubelet = self.geometry.model.patching.tubelet_frames
-        return max(1, self.views[clip.clip_id].num_real_frames // tubelet)
+        return max(1, self.views[clip.clip_id].num_real_frames // self.slot_frames)
 
     def _pixels(self, clip: Clip) -> npt.NDArray[np.uint8]:
-        num_frames = self._num_slots(clip) * self.geometry.model.patching.tubelet_frames
+        num_frames = self._num_slots(clip) * self.slot_frames
         return cut(self.frames, clip, self.views[clip.clip_id], num_frames)
 
 

@@ -380,6 +380,6 @@ def _publish(task: Task, module: nn.Module, target: Target, course: Course, fold
     encoder = {key.removeprefix("encoder."): value for key, value in state.items() if key.startswith("encoder.")}
     decoder = {key: value for key, value in state.items() if not key.startswith("encoder.")}
     publish_bytes(folder / "config.json", canonical_json(described))
-    publish_bytes(folder / "encoder.safetensors", checkpoints.encode(encoder))
-    publish_bytes(folder / "decoder.safetensors", checkpoints.encode(decoder))
+    checkpoints.write_tensors(folder / "encoder.safetensors", encoder)
+    checkpoints.write_tensors(folder / "decoder.safetensors", decoder)
     publish_bytes(folder / "metrics.json", canonical_json(course._asdict()))

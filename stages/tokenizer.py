@@ -126,7 +126,7 @@ def _make(config: Config, snapshot: Artifact, workspace: Workspace, folder: Path
     measured, found = measure(config, module.eval(), snapshot)
     quality.check_health(measured, config.health)
     publish_bytes(folder / "config.json", canonical_json(config.model.model_dump(mode="json")))
-    publish_bytes(folder / "model.safetensors", checkpoints.encode(module.state_dict()))
+    checkpoints.write_tensors(folder / "model.safetensors", module.state_dict())
     publish_bytes(folder / "metrics.json", canonical_json({"quality": measured, **course._asdict()}))
     publish_bytes(folder / "preview.png", preview.tokenizer_preview(found))
     workspace.monitor.log(total, {f"final_{key}": value for key, value in measured.items()})

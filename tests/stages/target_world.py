@@ -52,7 +52,7 @@ def words(workspace: Workspace, brightness: float = 0.5) -> Artifact:
     module.mean.fill_(brightness)
     folder = workspace.artifact_folder("tokenizer", name)
     publish_bytes(folder / "config.json", canonical_json(config.model_dump(mode="json")))
-    publish_bytes(folder / "model.safetensors", checkpoints.encode(module.state_dict()))
+    checkpoints.write_tensors(folder / "model.safetensors", module.state_dict())
     return artifact.commit(workspace, stage="tokenizer", name=name, config=Config(), inputs={}, counts={})
 
 
