@@ -7,6 +7,7 @@ damaged newest one is passed over for the one before it; at least two are kept.
 import contextlib
 import json
 import logging
+import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -83,6 +84,8 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
         except SafetensorError as error:  # the library has no other for a full disk
             raise OSError(f"{path}: {error}") from error
         temporary.chmod(mode)  # the library lets nobody else read
+        with temporary.open("rb") as written:
+            os.fsync(written.fileno())
     with safetensors.safe_open(path, framework="pt", backend="pread") as file:
         damaged = [name for name, value in kept.items() if not torch.equal(_raw(file.get_tensor(name)), _raw(value))]
     if damaged:

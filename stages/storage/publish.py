@@ -74,13 +74,11 @@ def sync_tree(folder: Path) -> None:
 
 @contextlib.contextmanager
 def appearing(path: Path) -> Iterator[Path]:
-    """A name for a file to be made, which becomes ``path`` when the block ends and vanishes when it raises."""
+    """A name for a file to be made and synced, which becomes ``path`` when the block ends and vanishes when it raises."""
     make_folder(path.parent)
     temporary = temporary_sibling(path)
     try:
         yield temporary
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
         temporary.replace(path)
     except BaseException:
         _discard(temporary)
@@ -93,6 +91,8 @@ def publishing(path: Path) -> Iterator[BinaryIO]:
     """A file to write into, which becomes ``path`` when the block ends and vanishes when it raises."""
     with appearing(path) as temporary, temporary.open("wb") as file:
         yield file
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def publish_bytes(path: Path, data: bytes) -> None:
