@@ -16,6 +16,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from stages.errors import ArtifactMissing, ConfigError
+from stages.fan_out import begin_worker
 from stages.order import ordered
 from stages.storage.artifact import Artifact
 from stages.storage.index import Clip, Index, read_clip
@@ -192,6 +193,7 @@ def batches(
         batch_sampler=_Drawn(stream, first_positions, share),
         num_workers=num_workers,
         multiprocessing_context=_context(num_workers),
+        worker_init_fn=_begin,
         generator=torch.Generator(),
         pin_memory=torch.cuda.is_available(),
     )
@@ -212,6 +214,7 @@ def in_order(look: Callable[[Item], Sample], items: Iterable[Item], *, num_worke
         sampler=items,
         num_workers=num_workers,
         multiprocessing_context=_context(num_workers),
+        worker_init_fn=_begin,
         generator=torch.Generator(),
         pin_memory=torch.cuda.is_available(),
     )
@@ -225,6 +228,10 @@ def _context(num_workers: int) -> BaseContext | None:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_PRELOADED)
     return context
+
+
+def _begin(number: int) -> None:
+    begin_worker()
 
 
 class Loader(Iterator[Sample]):

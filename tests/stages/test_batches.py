@@ -1,6 +1,8 @@
 """Global batches depend on the clips, the seed and the step, and on nothing else: not on ranks, workers or a restart."""
 
 import random
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from multiprocessing import forkserver
@@ -16,8 +18,20 @@ from stages.storage.index import Index
 from stages.video_decode import Crop
 from tests.stages.clip_files import encoded, member, patches, snapshot, told
 from tests.stages.numbered import clip, numbered
+from tests.stages.processes import eventually, members
 
 NUM_CLIPS, BATCH, STEPS = 23, 8, 6
+REPOSITORY = Path(__file__).parents[2]
+DRIVER = """
+import time
+from stages.batches import batches
+from tests.stages.test_batches import stream
+if __name__ == "__main__":
+    found = batches(stream(), batch_clips=1, first_step=0, last_step=10**6, num_workers=2)
+    next(found)
+    print("begun", flush=True)
+    time.sleep(600)
+"""
 
 Batch = list[tuple[int, int]]
 
@@ -147,3 +161,14 @@ def test_a_loader_tells_how_long_it_was_waited_for() -> None:
     assert 0.3 < loader.wait_share < 0.7, "half of the time, the first wait not counted"
     with pytest.raises(StopIteration):
         next(loader)
+
+
+def test_no_worker_is_left_when_the_training_is_killed() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", DRIVER], cwd=REPOSITORY, start_new_session=True, stdout=subprocess.PIPE
+    ) as one:
+        assert one.stdout is not None
+        assert one.stdout.readline() == b"begun\n"
+        assert len(members(one.pid)) > 2, "two workers and the server that forked them"
+        one.kill()
+        eventually(lambda: not members(one.pid))

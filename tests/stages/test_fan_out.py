@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import NamedTuple
@@ -16,9 +16,9 @@ import pytest
 
 from stages.errors import ConfigError, MediaError, Reason
 from stages.fan_out import Piece, over_processes, surviving, tick, watched
+from tests.stages.processes import PATIENCE_S, eventually, members
 
 REPOSITORY = Path(__file__).parents[2]
-PATIENCE_S = 60
 DRIVER = """
 import itertools, sys
 from stages.fan_out import over_processes
@@ -248,22 +248,3 @@ def driver(folder: Path) -> Iterator["subprocess.Popen[str]"]:
             for pid in [process.pid, *members(process.pid)]:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
-
-
-def members(session: int) -> list[int]:
-    """The living processes of a session other than its first."""
-    found = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            state, _, _, leader = stat.read_text().rpartition(")")[2].split()[:4]
-            pid = int(stat.parent.name)
-            if int(leader) == session and state != "Z" and pid != session:
-                found.append(pid)
-    return found
-
-
-def eventually(holds: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not holds():
-        assert time.monotonic() < deadline, "it never came to that"
-        time.sleep(0.05)
