@@ -11,14 +11,11 @@ Source: transformers 5.23, ``VideoMAEForPreTraining`` with ``use_mean_pooling=Fa
 
 from collections.abc import Iterable, Mapping
 
-import torch
 from einops import rearrange
 
 from models.grid import Patching
+from models.published import Names, flat_kernel, layers, num_blocks, refuse_others, renamed
 from models.shapes import Tensor
-
-Names = dict[str, tuple[str, ...]]
-"""By the name of one of our tensors those of the peer's that make it up; several are joined along their first axis."""
 
 _PUBLISHED_BIASES = ("q_bias", "v_bias")
 _MODULE_BIASES = ("query.bias", "value.bias")
@@ -42,8 +39,8 @@ def from_videomae(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Raises:
         ValueError: names are missing or unexpected; the message lists them.
     """
-    depths = _depth(tensors, "videomae.encoder.layer."), _depth(tensors, "decoder.decoder_layers.")
-    return _read(tensors, _autoencoder(*depths, _biases(tensors)), "a VideoMAEForPreTraining")
+    depths = num_blocks(tensors, "videomae.encoder.layer."), num_blocks(tensors, "decoder.decoder_layers.")
+    return _read(tensors, _autoencoder(*depths, bias_names(tensors)), "a VideoMAEForPreTraining")
 
 
 def to_videomae(state: Mapping[str, Tensor], patching: Patching) -> dict[str, Tensor]:
@@ -57,7 +54,7 @@ def to_videomae(state: Mapping[str, Tensor], patching: Patching) -> dict[str, Te
         ValueError: names are missing or unexpected; the message lists them.
         einops.EinopsError: the weights are for other patches.
     """
-    depths = _depth(state, "encoder.blocks."), _depth(state, "decoder.")
+    depths = num_blocks(state, "encoder.blocks."), num_blocks(state, "decoder.")
     return _write(state, _autoencoder(*depths, _PUBLISHED_BIASES), patching, "a MaskedAutoencoder")
 
 
@@ -74,7 +71,7 @@ def encoder_from_videomae(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """
     inner = {name.removeprefix(_BACKBONE): value for name, value in tensors.items() if name.startswith(_BACKBONE)}
     named = inner or tensors
-    return _read(named, _encoder(_depth(named, "encoder.layer."), _biases(named)), "a VideoMAEModel")
+    return _read(named, encoder_names(num_blocks(named, "encoder.layer."), bias_names(named)), "a VideoMAEModel")
 
 
 def encoder_to_videomae(state: Mapping[str, Tensor], patching: Patching) -> dict[str, Tensor]:
@@ -88,16 +85,15 @@ def encoder_to_videomae(state: Mapping[str, Tensor], patching: Patching) -> dict
         ValueError: names are missing or unexpected; the message lists them.
         einops.EinopsError: the weights are for other patches.
     """
-    return _write(state, _encoder(_depth(state, "blocks."), _PUBLISHED_BIASES), patching, "an Encoder")
+    return _write(state, encoder_names(num_blocks(state, "blocks."), _PUBLISHED_BIASES), patching, "an Encoder")
 
 
 def _read(tensors: Mapping[str, Tensor], names: Names, network: str) -> dict[str, Tensor]:
-    _refuse_others(tensors, [name for theirs in names.values() for name in theirs], network)
-    return {ours: _flat(ours, torch.cat([tensors[name] for name in theirs])) for ours, theirs in names.items()}
+    return {ours: _flat(ours, value) for ours, value in renamed(tensors, names, network).items()}
 
 
 def _write(state: Mapping[str, Tensor], names: Names, patching: Patching, network: str) -> dict[str, Tensor]:
-    _refuse_others(state, names, network)
+    refuse_others(state, names, network)
     parts = {ours: _shaped(ours, state[ours], patching).chunk(len(theirs)) for ours, theirs in names.items()}
     # Parts of one tensor share its memory, which safetensors refuses.
     return {name: part.clone() for ours, theirs in names.items() for name, part in zip(theirs, parts[ours], strict=True)}
@@ -106,7 +102,7 @@ def _write(state: Mapping[str, Tensor], names: Names, patching: Patching, networ
 def _flat(name: str, value: Tensor) -> Tensor:
     """A tensor of the peer's in our shape: the kernel of a convolution as the matrix of a linear layer."""
     if name.endswith("embed.weight"):
-        return rearrange(value, "D C t h w -> D (t h w C)")
+        return flat_kernel(value)
     return rearrange(value, "1 1 E -> E") if name == "mask_token" else value
 
 
@@ -121,16 +117,22 @@ def _shaped(name: str, value: Tensor, patching: Patching) -> Tensor:
 def _autoencoder(encoder_depth: int, decoder_depth: int, biases: tuple[str, str]) -> Names:
     encoder = {
         f"encoder.{ours}": tuple(f"{_BACKBONE}{name}" for name in theirs)
-        for ours, theirs in _encoder(encoder_depth, biases).items()
+        for ours, theirs in encoder_names(encoder_depth, biases).items()
     }
-    names = encoder | _layers(_DECODER) | {name: (name,) for name in _UNCHANGED}
+    names = encoder | layers(_DECODER) | {name: (name,) for name in _UNCHANGED}
     for number in range(decoder_depth):
         names |= _block(f"decoder.{number}.", f"decoder.decoder_layers.{number}.", biases)
     return names
 
 
-def _encoder(depth: int, biases: tuple[str, str]) -> Names:
-    names = _layers(_ENCODER)
+def encoder_names(depth: int, biases: tuple[str, str]) -> Names:
+    """The tensors of an ``Encoder`` by those of a ``VideoMAEModel``.
+
+    Args:
+        depth: number of blocks.
+        biases: what those of queries and values are called.
+    """
+    names = layers(_ENCODER)
     for number in range(depth):
         names |= _block(f"blocks.{number}.", f"encoder.layer.{number}.", biases)
     return names
@@ -143,28 +145,10 @@ def _block(ours: str, theirs: str, biases: tuple[str, str]) -> Names:
         f"{ours}attention.q_bias": (inside + biases[0],),
         f"{ours}attention.v_bias": (inside + biases[1],),
     }
-    return attention | _layers({ours + name: theirs + other for name, other in _BLOCK.items()})
+    return attention | layers({ours + name: theirs + other for name, other in _BLOCK.items()})
 
 
-def _layers(pairs: Mapping[str, str]) -> Names:
-    """Weight and bias of layers that differ in their names alone."""
-    return {f"{ours}.{kind}": (f"{theirs}.{kind}",) for ours, theirs in pairs.items() for kind in ("weight", "bias")}
-
-
-def _depth(names: Iterable[str], prefix: str) -> int:
-    """How many blocks have names of a prefix and a number."""
-    return len({name.removeprefix(prefix).partition(".")[0] for name in names if name.startswith(prefix)})
-
-
-def _biases(names: Iterable[str]) -> tuple[str, str]:
+def bias_names(names: Iterable[str]) -> tuple[str, str]:
+    """What the biases of queries and values are called in a checkpoint that has these names."""
     published = any(name.endswith(f"attention.attention.{_PUBLISHED_BIASES[0]}") for name in names)
     return _PUBLISHED_BIASES if published else _MODULE_BIASES
-
-
-def _refuse_others(found: Iterable[str], expected: Iterable[str], network: str) -> None:
-    missing, unexpected = sorted({*expected} - {*found}), sorted({*found} - {*expected})
-    if missing or unexpected:
-        raise ValueError(
-            f"these are not the weights of {network}: missing {', '.join(missing) or 'nothing'}; "
-            f"unexpected {', '.join(unexpected) or 'nothing'}"
-        )
