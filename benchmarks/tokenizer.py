@@ -33,6 +33,7 @@ from models.tokenizers.adaptive import VARIANTS
 from stages import preview, quality, shard, tokenizer
 from stages.device import autocast, precisions
 from stages.networks import load_tokenizer
+from stages.progress import Silent
 from stages.storage.artifact import Artifact
 from stages.storage.workspace import Workspace
 
@@ -159,7 +160,7 @@ def _gflop(function: Callable[[torch.Tensor], Any], argument: torch.Tensor) -> f
     return counter.get_total_flops() / 1e9
 
 
-class _Lines:
+class _Lines(Silent):
     """A monitor that prints a line per report."""
 
     def __init__(self) -> None:
@@ -167,9 +168,6 @@ class _Lines:
 
     def begin(self, label: str, *, total: int, done: int = 0) -> None:
         _common.say(f"{label}: {done} of {total} done before")
-
-    def advance(self, amount: int = 1) -> None:
-        """Say nothing."""
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         shown = {name: values[name] for name in ("loss", "psnr_db", *MEASURES) if name in values}

@@ -65,6 +65,9 @@ class Terminal:
             shown = "  ".join(f"{name} {value:.4g}" for name, value in list(values.items())[:3])
             self._progress.update(self._task, values=shown)
 
+    def show(self, step: int, name: str, png: bytes) -> None:
+        """Nothing: a terminal has no pictures."""
+
     def stage_finished(self, report: Report) -> None:
         """Write the stage's line."""
         self._stop()

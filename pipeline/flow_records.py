@@ -47,6 +47,9 @@ class Publisher:
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Nothing: measurements go to MLflow."""
 
+    def show(self, step: int, name: str, png: bytes) -> None:
+        """Nothing: pictures go to MLflow."""
+
     def stage_finished(self, report: Report) -> None:
         """Make the page of a stage, and a link to what it wrote for a person."""
         reasons = self._reasons(report) if report.stage == CLIPS else {}

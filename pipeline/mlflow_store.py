@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import socket
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,11 @@ from mlflow.entities import Dataset, DatasetInput, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
-from pipeline.tracking import Measurement, StoreUnreachable
+from pipeline.tracking import Measurement, Picture, StoreUnreachable
 
 DATABASE = "mlflow.db"
 ARTIFACTS = "mlartifacts"
+PICTURES = "pictures"
 
 _BATCH_METRICS = 1000
 _BATCH_PARAMETERS = 100
@@ -95,6 +97,13 @@ class MlflowStore:
         """Lay a small file beside the run."""
         with _reaching(name):
             self._client.log_text(run, text, name)
+
+    def picture(self, run: str, picture: Picture) -> None:
+        """Lay a picture beside the run, in the folder ``pictures``; steps have so many digits that names sort by them."""
+        with _reaching("picture"), tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / f"{picture.name}-{picture.step:08d}.png"
+            path.write_bytes(picture.png)
+            self._client.log_artifact(run, str(path), PICTURES)
 
     def end(self, run: str, status: str) -> None:
         """Close a run as ``FINISHED``, ``FAILED`` or ``KILLED``."""

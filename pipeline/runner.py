@@ -163,3 +163,7 @@ class _Relay:
     def log(self, step: int, values: Mapping[str, float]) -> None:
         for observer in self._observers:
             observer.log(step, values)
+
+    def show(self, step: int, name: str, png: bytes) -> None:
+        for observer in self._observers:
+            observer.show(step, name, png)

@@ -1,10 +1,11 @@
 """Tracking: what came of each stage that executed, as a child of one parent run per pipeline run.
 
 The store never decides whether something is done, and never stops a stage: when it cannot be reached, one warning is
-written, measurements wait in memory, and they are offered again now and then and when the stage ends. Nothing is opened,
-and nothing written, until a stage really executes.
+written, measurements and the latest pictures wait in memory, and they are offered again now and then and when the stage ends.
+Nothing is opened, and nothing written, until a stage really executes.
 """
 
+import collections
 import contextlib
 import json
 import logging
@@ -27,6 +28,8 @@ FLUSH_S = 15.0
 """Measurements are sent in batches: at this many, or after this long, whichever is first."""
 PAUSE_S = 60.0
 """How long a store that failed is left alone."""
+WAITING_PICTURES = 16
+"""The latest pictures, which wait for a store that is away; a picture is a thousand times as large as a measurement."""
 
 _log = logging.getLogger(__name__)
 
@@ -42,6 +45,14 @@ class Measurement(NamedTuple):
     value: float
     time_ms: int
     step: int
+
+
+class Picture(NamedTuple):
+    """One picture at one step."""
+
+    name: str
+    step: int
+    png: bytes
 
 
 class Tracker:
@@ -61,6 +72,7 @@ class Tracker:
         self._child: str | None = None
         self._upcoming: tuple[Step, Mapping[str, Artifact], int] | None = None
         self._waiting: list[Measurement] = []
+        self._pictures: collections.deque[Picture] = collections.deque(maxlen=WAITING_PICTURES)
         self._next_flush_s = 0.0
         self._warned = False
         self._fingerprints: dict[str, str] = {}
@@ -68,6 +80,7 @@ class Tracker:
     def stage_started(self, upcoming: Step, recipe: Recipe, inputs: Mapping[str, Artifact]) -> None:
         """Open a child run for a stage that will execute; for the others wait and see whether they do."""
         self._upcoming, self._child, self._waiting = (upcoming, inputs, _now_ms()), None, []
+        self._pictures.clear()
         if upcoming.action is Action.RUN:
             with self._guarded():
                 self._open()
@@ -81,10 +94,12 @@ class Tracker:
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Keep measurements, and send them when there are many or it was a while ago."""
         self._waiting += [Measurement(name, float(value), _now_ms(), step) for name, value in values.items()]
-        now_s = time.monotonic()
-        if self._child and now_s >= self._next_flush_s - (FLUSH_S if len(self._waiting) >= FLUSH_VALUES else 0):
-            with self._guarded():
-                self._flush()
+        self._flush_if_due()
+
+    def show(self, step: int, name: str, png: bytes) -> None:
+        """Keep a picture, and send it with the measurements."""
+        self._pictures.append(Picture(name, step, png))
+        self._flush_if_due()
 
     def stage_finished(self, report: Report) -> None:
         """Close the child run with what came out; a stage that had nothing to do has none."""
@@ -142,10 +157,19 @@ class Tracker:
         self._store.text(self._child, RECORD, self._recipe.resolved().decode())
         self._store.end(self._child, _status(None))
 
+    def _flush_if_due(self) -> None:
+        early_s = FLUSH_S if len(self._waiting) >= FLUSH_VALUES else 0
+        if self._child and time.monotonic() >= self._next_flush_s - early_s:
+            with self._guarded():
+                self._flush()
+
     def _flush(self) -> None:
         if self._store and self._child:
             self._store.measurements(self._child, self._waiting)
             self._waiting, self._next_flush_s = [], time.monotonic() + FLUSH_S
+            while self._pictures:
+                self._store.picture(self._child, self._pictures[0])
+                self._pictures.popleft()
 
     @contextlib.contextmanager
     def _guarded(self) -> Iterator[None]:

@@ -14,7 +14,7 @@ from einops import rearrange
 from torch import Tensor
 
 from models.extension import load
-from models.grid import gather_tokens, patchify, unpatchify
+from models.grid import Grid, gather_tokens, patchify, unpatchify
 from models.mae import MaskedAutoencoder
 from models.masking import MaskingConfig, first_real, token_scores
 from models.masking.hidden_only import Config as HiddenOnly
@@ -124,7 +124,7 @@ class Painter:
             tokenized=tokenized,
             predicted=None if guess is None else self._composed(patches, visible, guess, true_codes),
             priority=scores.view(tuple(grid)).numpy(),
-            roles=self._roles(scores, real, visible, predict),
+            roles=token_roles(self.decoder_masking, grid, scores=scores, real=real, visible=visible, predict=predict),
             num_recorded_frames=view.num_real_frames,
             tokenizer_psnr_db=psnr_db(tokenized[: view.num_real_frames], frames[: view.num_real_frames]),
             unexplained_share=None if guess is None else self._unexplained(guess, true_codes, visible, predict, real),
@@ -132,7 +132,7 @@ class Painter:
 
     def _scores(self, products: Mapping[str, Shaped[Tensor, "N ..."]]) -> Float[Tensor, " N"]:
         """What the tokens to predict are chosen by; the tokenizer's priority where they are not chosen by anything."""
-        return token_scores(products[next(iter(self.decoder_masking.needs), "priority")])
+        return token_scores(products[score_name(self.decoder_masking)])
 
     def _choose(
         self, products: Mapping[str, Shaped[Tensor, "N ..."]], real: Bool[Tensor, " N"], clip_id: str
@@ -180,21 +180,6 @@ class Painter:
         clips = [self.tokenizer.decode(window[None].to(self.device)).float().cpu() for window in windows]
         return _frames((torch.cat(clips, dim=2).clamp(0, 1) * 255).round().byte())
 
-    def _roles(
-        self, scores: Float[Tensor, " N"], real: Bool[Tensor, " N"], visible: Int[Tensor, " V"], predict: Int[Tensor, " P"]
-    ) -> npt.NDArray[np.int64]:
-        grid = self.geometry.grid
-        roles = torch.full((grid.num_tokens,), UNUSED)
-        roles[predict] = RANDOM
-        rule, eligible = self.decoder_masking, real
-        if isinstance(rule, HiddenOnly):
-            rule, eligible = rule.rule, real.scatter(0, visible, False)
-        if isinstance(rule, PriorityMasking):
-            by_score = top_k_positions(scores, grid.num_tokens)
-            roles[first_real(by_score, eligible, rule.top_count(grid))] = TOP
-        roles[visible] = VISIBLE
-        return roles.view(tuple(grid)).numpy()
-
     def _unexplained(
         self,
         guess: Float[Tensor, "N d"],
@@ -209,6 +194,42 @@ class Painter:
         wanted = self.tokenizer.quantizer.vectors(true_codes[counted].to(self.device)).cpu()
         variance = (wanted - wanted.mean(dim=0)).square().mean()
         return float((guess[counted] - wanted).square().mean() / variance.clamp_min(1e-12))
+
+
+def score_name(rule: MaskingConfig) -> str:
+    """The product that a rule chooses by; the tokenizer's priority where it does not choose by anything."""
+    return next(iter(rule.needs), "priority")
+
+
+def token_roles(
+    rule: MaskingConfig,
+    grid: Grid,
+    *,
+    scores: Float[Tensor, " N"],
+    real: Bool[Tensor, " N"],
+    visible: Int[Tensor, " V"],
+    predict: Int[Tensor, " P"],
+) -> npt.NDArray[np.int64]:
+    """What every token is to a training step, ``[t h w]``.
+
+    Args:
+        rule: by which ``predict`` was chosen.
+        grid: of the clip.
+        scores: that it may have chosen by.
+        real: which tokens are recorded.
+        visible: what the encoder sees.
+        predict: what the decoder predicts.
+    """
+    roles = torch.full((grid.num_tokens,), UNUSED)
+    roles[predict] = RANDOM
+    eligible = real
+    if isinstance(rule, HiddenOnly):
+        rule, eligible = rule.rule, real.scatter(0, visible, False)
+    if isinstance(rule, PriorityMasking):
+        by_score = top_k_positions(scores, grid.num_tokens)
+        roles[first_real(by_score, eligible, rule.top_count(grid))] = TOP
+    roles[visible] = VISIBLE
+    return roles.view(tuple(grid)).numpy()
 
 
 def psnr_db(rebuilt: Frames, original: Frames) -> float:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,11 +13,11 @@ from einops import rearrange
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from models import mae
+from models import cost, mae
 from models.config import Config as BaseConfig
 from models.extension import extension, load
 from models.grid import Grid, Patching, patchify
-from models.masking import MaskingConfig
+from models.masking import MaskingConfig, token_scores
 from models.quantizers import QuantizerConfig
 from models.targets import Target, TargetConfig
 from models.videomae_weights import encoder_from_videomae, from_videomae
@@ -25,6 +26,7 @@ from stages.device import autocast, device
 from stages.draws import below, generator
 from stages.errors import ArtifactMissing, ConfigError
 from stages.optimization import Optimization
+from stages.pictures import score_name, token_roles
 from stages.player import Player
 from stages.progress import Monitor, Silent
 from stages.ranks import ALONE, Ranks, joined
@@ -37,6 +39,7 @@ from stages.storage.targets.reading import TargetReader
 from stages.storage.workspace import Workspace
 from stages.together import together
 from stages.training import SAMPLE, Course, Losses, Moment, Training, on_stream, train
+from stages.video_decode import Pixels
 from stages.views import ViewConfig, cut, per_token, real_tokens, stored_view
 from stages.weights import WeightsFile
 
@@ -134,6 +137,17 @@ class Task:
     """The patches of the view that was decoded last, for the next mask of the same."""
 
 
+class Watched(NamedTuple):
+    """A held-out clip that is shown while the training runs."""
+
+    sample: Sample
+    frames: Pixels
+    """All of its view."""
+    num_recorded_frames: int
+    scores: Tensor | None
+    """What the tokens to predict may be chosen by, ``[N]``; ``None`` where it is not stored."""
+
+
 class Seen(NamedTuple):
     """How a clip is seen at one of its repeats."""
 
@@ -194,8 +208,11 @@ def _pretrained(config: Config, inputs: Mapping[str, Artifact], folder: Path, ra
     target = config.target.build(config.model.patching, task.quantizer)
     module = _untrained(task, target)
     resumed = checkpoints.newest_step(folder)
-    held_out = _held_out(task, inputs["shard"], targets) if ranks.is_first else []
-    training = _training(task, module, target, _stream(task, inputs["shard"], targets), held_out, ranks)
+    clips = _held_out(task.config, inputs["shard"]) if ranks.is_first else []
+    held_out = [sample(task, clip, 0, Seen(targets.place(clip, 0), 0)) for clip in clips]
+    watched = _watched(task, clips[0], held_out[0], targets) if held_out else None
+    task.latest.clear()  # it goes to the workers with the task
+    training = _training(task, module, target, _stream(task, inputs["shard"], targets), held_out, watched, ranks)
     course = train(training, folder=folder, monitor=monitor)
     if ranks.is_first:
         _publish(task, training.players[_PLAYER].trained, target, course, folder)
@@ -271,7 +288,13 @@ def _stream(task: Task, snapshot: Artifact, targets: TargetReader) -> Stream:
 
 
 def _training(
-    task: Task, module: mae.MaskedAutoencoder, target: Target, stream: Stream, held_out: Sequence[Sample], ranks: Ranks
+    task: Task,
+    module: mae.MaskedAutoencoder,
+    target: Target,
+    stream: Stream,
+    held_out: Sequence[Sample],
+    watched: Watched | None,
+    ranks: Ranks,
 ) -> Training:
     config, target = task.config, target.to(device())
     player = Player(module, config.optimization)
@@ -286,18 +309,31 @@ def _training(
         label="pretrain",
         judge=functools.partial(_judge, config, player, target, held_out) if held_out else None,
         judge_every_steps=config.held_out_every_steps,
+        pictures=functools.partial(_pictures, task, player, target, watched) if watched else None,
+        clip_flops=cost.flops(_workload(task, target)).training,
         ranks=ranks,
     )
 
 
-def _held_out(task: Task, snapshot: Artifact, targets: TargetReader) -> list[Sample]:
-    """Samples of clips that are not trained on, always the same."""
-    config = task.config
+def _workload(task: Task, target: Target) -> cost.Workload:
+    visible, predicted = task.config.encoder_masking.count(task.grid), task.config.decoder_masking.count(task.grid)
+    return cost.Workload(task.config.model, task.grid, visible, predicted, target.dim)
+
+
+def _held_out(config: Config, snapshot: Artifact) -> list[Clip]:
+    """Clips that are not trained on, always the same."""
     count = config.num_held_out_clips if config.held_out_every_steps else 0
-    clips = held_out_clips(snapshot, config.exclude, count, generator(config.seed, "held out")) if count else []
-    found = [sample(task, clip, 0, Seen(targets.place(clip, 0), 0)) for clip in clips]
-    task.latest.clear()  # it goes to the workers with the task
-    return found
+    return held_out_clips(snapshot, config.exclude, count, generator(config.seed, "held out")) if count else []
+
+
+def _watched(task: Task, clip: Clip, one: Sample, targets: TargetReader) -> Watched:
+    """One of these clips with all that there is to see of it."""
+    place = targets.place(clip, 0)
+    view = stored_view(place)
+    stored = task.targets.read(place, [score_name(task.config.decoder_masking)])
+    scores = [token_scores(per_token(values)) for values in stored.values()]
+    frames = cut(task.frames, clip, view, task.views.num_frames)
+    return Watched(one, frames, view.num_real_frames, scores[0] if scores else None)
 
 
 @torch.no_grad()
@@ -305,10 +341,38 @@ def _judge(config: Config, player: Player, target: Target, held_out: Sequence[Sa
     """The measures of the losses on samples that are not trained on."""
     found, module = [], typing.cast(mae.MaskedAutoencoder, player.trained)
     for one in held_out:
-        batch = {name: value[None].to(device()) for name, value in one.items() if name != SAMPLE}
+        batch = _batch_of(one)
         with autocast(device(), config.optimization.precision):
             found.append(_losses(module, target, batch, Moment(0, 0))[_PLAYER])
     return {f"held_out_{name}": float(torch.stack([one[name] for one in found]).mean()) for name in found[0]}
+
+
+def _batch_of(one: Sample) -> dict[str, Tensor]:
+    return {name: value[None].to(device()) for name, value in one.items() if name != SAMPLE}
+
+
+@torch.no_grad()
+def _pictures(task: Task, player: Player, target: Target, watched: Watched) -> dict[str, bytes]:
+    """What the autoencoder on its way makes of a clip that is not trained on."""
+    from stages import glimpse  # and matplotlib with it, which the workers of a training need not import
+
+    one, grid = watched.sample, task.grid
+    batch = _batch_of(one)
+    with autocast(device(), task.config.optimization.precision):
+        predicted, wanted = _answers(typing.cast(mae.MaskedAutoencoder, player.trained), target, batch)
+    counts = mae.hidden_weight(batch["visible"], batch["predict"], batch["real"])[0].cpu() > 0
+    errors = torch.full((grid.num_tokens,), math.nan)
+    errors[one["predict"][counts]] = target.error(predicted, wanted)[0].float().cpu()[counts]
+    none = torch.zeros(grid.num_tokens) if watched.scores is None else watched.scores
+    rule, places = task.config.decoder_masking, {name: one[name] for name in ("real", "visible", "predict")}
+    shown = glimpse.Glimpse(
+        frames=watched.frames,
+        num_recorded_frames=watched.num_recorded_frames,
+        scores=None if watched.scores is None else watched.scores.view(tuple(grid)).numpy(),
+        roles=token_roles(rule, grid, scores=none, **places),
+        errors=errors.view(tuple(grid)).numpy(),
+    )
+    return {"held-out": glimpse.drawn(shown)}
 
 
 def sample(task: Task, clip: Clip, epoch: int, seen: Seen) -> Sample:
@@ -359,15 +423,20 @@ def _patches(task: Task, clip: Clip, place: Place) -> Tensor:
 
 def _losses(module: mae.MaskedAutoencoder, target: Target, batch: Mapping[str, Tensor], moment: Moment) -> Mapping[str, Losses]:
     visible, predict = batch["visible"], batch["predict"]
-    products = {name.removeprefix("product/"): value for name, value in batch.items() if name.startswith("product/")}
-    wanted = target(batch["predict_patches"].float() / 255, products)
-    predicted = module(batch["visible_patches"].float() / 255, visible, predict)
+    predicted, wanted = _answers(module, target, batch)
     weight = mae.hidden_weight(visible, predict, batch["real"])
     constant = target.best_constant(wanted, weight).expand(*predict.shape, -1)
     loss = mae.masked_mean(target.error(predicted, wanted), weight)
     baseline = mae.masked_mean(target.error(constant, wanted), weight)
     share = loss.detach() / baseline.clamp_min(1e-12)
     return {_PLAYER: {"loss": loss, "loss_over_constant": share, "counted_share": weight.mean()}}
+
+
+def _answers(module: mae.MaskedAutoencoder, target: Target, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """What is predicted of the tokens to predict, and what was wanted."""
+    products = {name.removeprefix("product/"): value for name, value in batch.items() if name.startswith("product/")}
+    wanted = target(batch["predict_patches"].float() / 255, products)
+    return module(batch["visible_patches"].float() / 255, batch["visible"], batch["predict"]), wanted
 
 
 def _publish(task: Task, module: nn.Module, target: Target, course: Course, folder: Path) -> None:

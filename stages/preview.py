@@ -14,11 +14,11 @@ from torch import Tensor
 from stages.quality import Rebuilt, psnr_db
 
 _FRAMES_SHOWN = (0, 5, 10, 15)
-_WINDOWS_SHOWN = 3
+WINDOWS_SHOWN = 3
 _CELL_INCHES = 1.5
 
 
-def tokenizer_preview(found: Rebuilt, num_windows: int = _WINDOWS_SHOWN) -> bytes:
+def tokenizer_preview(found: Rebuilt, num_windows: int = WINDOWS_SHOWN) -> bytes:
     """A PNG with one block of rows per window: what was there, what became of it, and which tokens mattered.
 
     Args:

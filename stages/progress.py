@@ -16,6 +16,9 @@ class Monitor(Protocol):
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Record measurements at one step; names are the field's words with units last (``loss``, ``clips_per_s``)."""
 
+    def show(self, step: int, name: str, png: bytes) -> None:
+        """Show a picture of the networks as they are at one step; pictures of one name follow each other."""
+
 
 class Silent:
     """A monitor that shows nothing: for tests and for callers that only want the outcome."""
@@ -27,4 +30,7 @@ class Silent:
         """Do nothing."""
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Do nothing."""
+
+    def show(self, step: int, name: str, png: bytes) -> None:
         """Do nothing."""

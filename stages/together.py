@@ -111,6 +111,10 @@ class _Voice(Silent):
         """Pass it on."""
         self._said.put(("log", ((step, dict(values)), {})))
 
+    def show(self, step: int, name: str, png: bytes) -> None:
+        """Pass it on."""
+        self._said.put(("show", ((step, name, png), {})))
+
 
 def _be_rank(rank: int, function: Callable[[Ranks, Monitor], Any], size: int, meeting: str, said: "SimpleQueue[Any]") -> None:
     begin_worker()

@@ -209,6 +209,7 @@ def _training(config: Config, module: AdaptiveTokenizer, snapshot: Artifact) -> 
         label="tokenizer",
         judge=functools.partial(_judge, config, players[TOKENIZER], snapshot),
         judge_every_steps=config.quality_every_steps,
+        pictures=functools.partial(_pictures, config, players[TOKENIZER], snapshot),
     )
 
 
@@ -224,6 +225,15 @@ def _judge(config: Config, player: Player, snapshot: Artifact) -> dict[str, floa
     measured = measure(config, module.eval(), snapshot)[0]
     module.train()
     return measured
+
+
+def _pictures(config: Config, player: Player, snapshot: Artifact) -> dict[str, bytes]:
+    """What the tokenizer on its way makes of the first of the windows that quality is measured on."""
+    module: Any = player.trained
+    few = config.model_copy(update={"num_preview_windows": min(preview.WINDOWS_SHOWN, config.num_preview_windows)})
+    found = measure(few, module.eval(), snapshot)[1]
+    module.train()
+    return {"tokenizer": preview.tokenizer_preview(found)}
 
 
 def measure(config: Config, module: Tokenizer, snapshot: Artifact) -> tuple[dict[str, float], quality.Rebuilt]:

@@ -25,6 +25,7 @@ from stages.device import autocast, device, warn_of_imitation
 from stages.errors import ArtifactDamaged, TrainingDiverged
 from stages.guard import Decision, Guard, Ledger, Refusal, RolledBack, describe
 from stages.optimization import Optimization
+from stages.pace import model_rates
 from stages.player import Player, below
 from stages.progress import Monitor
 from stages.ranks import ALONE, Ranks, TreeSum, check_order
@@ -87,6 +88,10 @@ class Training:
     """Measures the networks as they are; its measures join the row of a step. It must leave no trace in them."""
     judge_every_steps: int | None = None
     """Steps between judgements, a multiple of ``log_every_steps``; ``None``: none."""
+    pictures: Callable[[], Mapping[str, bytes]] | None = None
+    """PNG files, by name, of what the networks do as they are, shown after every judgement. It must leave no trace either."""
+    clip_flops: int | None = None
+    """Operations of one clip, forward and backward, for the rate that is reported; ``None``: not counted."""
     ranks: Ranks = ALONE
     """This process among those that train together."""
 
@@ -112,6 +117,8 @@ def on_stream(
     label: str,
     judge: Callable[[], Mapping[str, float]] | None = None,
     judge_every_steps: int | None = None,
+    pictures: Callable[[], Mapping[str, bytes]] | None = None,
+    clip_flops: int | None = None,
     ranks: Ranks = ALONE,
 ) -> Training:
     """The training of networks on the clips of a stream, for as many steps as ``optimization`` makes of them."""
@@ -125,7 +132,19 @@ def on_stream(
         rank=ranks.rank,
         world_size=ranks.size,
     )
-    return Training(players, losses, following, optimization, total_steps, label, judge, judge_every_steps, ranks)
+    return Training(
+        players,
+        losses,
+        following,
+        optimization,
+        total_steps,
+        label,
+        judge=judge,
+        judge_every_steps=judge_every_steps,
+        pictures=pictures,
+        clip_flops=clip_flops,
+        ranks=ranks,
+    )
 
 
 def train(training: Training, *, folder: Path, monitor: Monitor) -> Course:
@@ -305,8 +324,8 @@ class _Run:
             )
         self.history.append({**row, **self._judgement(step)})
         measured = {name: value for name, value in self.history[-1].items() if name != "step"}
-        clips_per_s = self.training.optimization.batch_clips / max(pace["step_s"], 1e-9)
-        self.monitor.log(step, {**measured, **pace, "clips_per_s": clips_per_s})  # times: no part of the history
+        self.monitor.log(step, {**measured, **pace, **self._rates(pace["step_s"])})  # times: no part of the history
+        self._show(step)
         self.pending = []
 
     def _settle(self, step: int) -> None:
@@ -329,10 +348,27 @@ class _Run:
         if is_new:
             raise RolledBack
 
+    def _rates(self, step_s: float) -> dict[str, float]:
+        training = self.training
+        precision, clips_per_s = training.optimization.precision, training.optimization.batch_clips / max(step_s, 1e-9)
+        if training.clip_flops is None:
+            return {"clips_per_s": clips_per_s}
+        num_devices = training.ranks.size
+        rates = model_rates(training.clip_flops, clips_per_s, precision=precision, place=device(), num_devices=num_devices)
+        return {"clips_per_s": clips_per_s, **rates}
+
     def _judgement(self, step: int) -> Mapping[str, float]:
-        training, every = self.training, self.training.judge_every_steps
-        is_due = training.judge is not None and every is not None and step % every == 0
-        return training.judge() if training.judge and is_due and training.ranks.is_first else {}
+        judge = self.training.judge
+        return judge() if judge and self._is_judged(step) else {}
+
+    def _show(self, step: int) -> None:
+        pictures = self.training.pictures
+        for name, png in (pictures() if pictures and self._is_judged(step) else {}).items():
+            self.monitor.show(step, name, png)
+
+    def _is_judged(self, step: int) -> bool:
+        every = self.training.judge_every_steps
+        return every is not None and step % every == 0 and self.training.ranks.is_first
 
     def _save(self, step: int) -> None:
         """Write a checkpoint; where that fails, go on with those that there are."""

@@ -1,5 +1,6 @@
 """MLflow gets what came of every stage that executed, and nothing that happens to it reaches a stage."""
 
+import io
 import logging
 import os
 import subprocess
@@ -12,10 +13,11 @@ from typing import Any
 import pytest
 
 from pipeline import environment
+from pipeline.console import Terminal
 from pipeline.plan import Action, Step, plan
-from pipeline.recipe import Recipe
-from pipeline.runner import Report
-from pipeline.tracking import Tracker, flattened
+from pipeline.recipe import Recipe, Request
+from pipeline.runner import Report, Run
+from pipeline.tracking import WAITING_PICTURES, Tracker, flattened
 from stages.errors import ConfigError
 from stages.storage.artifact import Artifact, Outcome
 from stages.storage.workspace import Workspace
@@ -133,6 +135,56 @@ def test_what_a_killed_process_left_open_is_closed_by_the_next(
     assert found["pretrain"].info.status == "KILLED"
     Tracker(workspace, experiment).stage_started(step_of(experiment, workspace, "tokenizer", Action.RUN), experiment, {})
     assert runs(store, experiment)["evaluate"].info.status == "RUNNING"
+
+
+def test_pictures_on_the_way_lie_beside_the_run_under_their_steps(
+    store: str, experiment: Recipe, workspace: Workspace, everything_made: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    everything_made()
+    monkeypatch.setattr("pipeline.tracking.FLUSH_S", 0.0)
+    tracker = Tracker(workspace, experiment)
+    tracker.stage_started(step_of(experiment, workspace, "pretrain", Action.RUN), experiment, {})
+    tracker.show(10, "held-out", b"first")
+    run = runs(store, experiment)["pretrain"].info.run_id
+    folder = workspace.root / "mlartifacts" / run / "artifacts" / "pictures"
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == {"held-out-00000010.png": b"first"}, "while it runs"
+    tracker.show(200, "held-out", b"second")
+    assert (folder / "held-out-00000200.png").read_bytes() == b"second"
+
+
+def test_what_a_stage_shows_reaches_every_observer_of_its_run(recipe: Recipe, request_: Request, tmp_path: Path) -> None:
+    class Gallery(Terminal):
+        """A terminal that keeps what it is shown."""
+
+        def show(self, step: int, name: str, png: bytes) -> None:
+            super().show(step, name, png)
+            shown.append((step, name, png))
+
+    shown: list[tuple[int, str, bytes]] = []
+    run = Run(request_, recipe, str(tmp_path / "root"), observers=[Gallery(io.StringIO()), Gallery(io.StringIO())])
+    run.workspace.monitor.show(3, "held-out", b"png")
+    assert shown == [(3, "held-out", b"png")] * 2
+
+
+def test_of_the_pictures_for_a_store_that_is_away_the_latest_are_kept_and_sent_later(
+    store: str, experiment: Recipe, workspace: Workspace, everything_made: Made
+) -> None:
+    made = everything_made()
+    tracker = Tracker(workspace, experiment)
+    step = step_of(experiment, workspace, "pretrain", Action.RUN)
+    tracker.stage_started(step, experiment, {})
+    run = runs(store, experiment)["pretrain"].info.run_id
+    (folder := workspace.root / "mlartifacts" / run / "artifacts").mkdir(parents=True, exist_ok=True)
+    (folder / "pictures").write_text("in the way of the folder")
+    for number in range(WAITING_PICTURES + 3):
+        tracker.show(number, "held-out", str(number).encode())
+    tracker.stage_failed("pretrain", ConfigError("wrong"))
+    assert (folder / "pictures").is_file()
+    (folder / "pictures").unlink()
+    outcome = Outcome(made["pretrain"], units_done=2, units_reused=1, counts={})
+    tracker.stage_finished(Report("pretrain", outcome, 1.5))
+    kept = sorted(int(path.read_bytes()) for path in (folder / "pictures").iterdir())
+    assert kept == list(range(3, WAITING_PICTURES + 3))
 
 
 def test_a_store_that_is_away_costs_one_warning_and_little_time(

@@ -1,19 +1,24 @@
 """Pretraining in one process or several: what it begins with, what it measures on the way, and what changes no bit."""
 
 import dataclasses
+import io
 import json
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from pydantic import ValidationError
 from torch import Tensor
 
+from models import cost
 from models.config import Config
-from stages import precompute, pretrain
+from models.tokenizers import linear
+from stages import estimate, precompute, pretrain
 from stages.errors import ConfigError
 from stages.progress import Silent
 from stages.storage.artifact import Artifact
@@ -197,3 +202,29 @@ def test_the_loss_on_clips_that_are_not_trained_on_joins_the_curves(world: World
     assert all(torch.equal(plain[name], measured[name]) for name in plain), "measuring leaves no trace"
     with pytest.raises(ValidationError, match="held_out_every_steps 3 must be a multiple"):
         config(held_out_every_steps=3)
+
+
+def test_after_every_measurement_a_clip_that_is_not_trained_on_is_shown(world: World) -> None:
+    class Shown(Silent):
+        """The pictures and the measures beside them."""
+
+        def __init__(self) -> None:
+            self.pictures: list[tuple[int, str, bytes]] = []
+            self.measures: dict[str, float] = {}
+
+        def show(self, step: int, name: str, png: bytes) -> None:
+            self.pictures.append((step, name, png))
+
+        def log(self, step: int, values: Mapping[str, float]) -> None:
+            self.measures = dict(values)
+
+    shown = Shown()
+    for num_ranks in (1, 2):
+        world.train(exclude={"split": "test"}, held_out_every_steps=2, num_held_out_clips=2, num_ranks=num_ranks, monitor=shown)
+    assert [(step, name) for step, name, _ in shown.pictures] == [(2, "held-out"), (4, "held-out"), (6, "held-out")] * 2
+    first, *_, last = (np.array(Image.open(io.BytesIO(png)).convert("RGB")) for _, _, png in shown.pictures[:3])
+    assert first.shape == last.shape
+    assert (first != last).any(), "the errors become others"
+    workload = estimate.run_of(config(), precompute_config().views, linear.Config().quantizer).workload
+    measured = shown.measures["model_tflop_per_s"] * 1e12 / shown.measures["clips_per_s"]
+    assert measured == pytest.approx(cost.flops(workload).training)

@@ -20,6 +20,7 @@ from models.tokenizers.linear import Config as Linear
 from stages import rebuilding, tokenizer
 from stages.errors import ConfigError, TokenizerCollapsed
 from stages.networks import load_tokenizer
+from stages.progress import Monitor, Silent
 from stages.storage.artifact import Artifact
 from stages.storage.workspace import Workspace
 from tests.stages import toy
@@ -48,12 +49,13 @@ def config(**changes: Any) -> tokenizer.Config:
     return tokenizer.Config.model_validate({**values, "adversarial": OPPONENT, **changes})
 
 
-def run(snapshot: Artifact, root: Path, **changes: Any) -> Artifact:
+def run(snapshot: Artifact, root: Path, monitor: Monitor | None = None, **changes: Any) -> Artifact:
     folder = root / snapshot.folder.relative_to(snapshot.folder.parents[1])
     if not folder.exists():
         shutil.copytree(snapshot.folder, folder)
     moved = dataclasses.replace(snapshot, folder=folder, manifest_path=folder / "snapshots" / snapshot.manifest_path.name)
-    return tokenizer.run(config(**changes), {"shard": moved}, Workspace(root)).artifact
+    workspace = Workspace(root, monitor=monitor or Silent())
+    return tokenizer.run(config(**changes), {"shard": moved}, workspace).artifact
 
 
 def metrics(made: Artifact) -> dict[str, Any]:
@@ -102,6 +104,24 @@ def test_quality_on_the_way_joins_the_curve_and_changes_no_weight(snapshot: Arti
     assert ["psnr_all_tokens_db" in row for row in metrics(watched)["history"]] == [False, True, False, True]
     files = [made.manifest.files["model.safetensors"].sha256 for made in (plain, watched)]
     assert files[0] == files[1]
+
+
+def test_after_quality_on_the_way_the_first_windows_are_shown(snapshot: Artifact, tmp_path: Path) -> None:
+    class Shown(Silent):
+        """The pictures."""
+
+        def __init__(self) -> None:
+            self.pictures: list[tuple[int, str, bytes]] = []
+
+        def show(self, step: int, name: str, png: bytes) -> None:
+            self.pictures.append((step, name, png))
+
+    shown = Shown()
+    made = run(snapshot, tmp_path, quality_every_steps=2, monitor=shown)
+    assert [(step, name) for step, name, _ in shown.pictures] == [(2, "tokenizer"), (4, "tokenizer")]
+    early, last = (png for _, _, png in shown.pictures)
+    assert early != last
+    assert last == made.verified("preview.png").read_bytes(), "the windows of the picture that is published"
 
 
 def test_a_tokenizer_that_needs_no_training_is_measured_and_published(snapshot: Artifact, tmp_path: Path) -> None:
