@@ -4,6 +4,7 @@ It has the form of VideoMAE's, so that weights convert both ways: biases on quer
 final LayerNorm. The encoder takes patches that somebody already chose; what is hidden never enters it.
 """
 
+import functools
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
@@ -17,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from models.config import Config
 from models.grid import Patching
-from models.shapes import Float, Int, Tensor
+from models.shapes import Bool, Float, Int, Tensor
 
 SIZES: Mapping[str, Mapping[str, int]] = MappingProxyType(
     {
@@ -101,12 +102,13 @@ class Attention(nn.Module):
         self.v_bias = nn.Parameter(torch.zeros(width))
         self.out = nn.Linear(width, width)
 
-    def forward(self, tokens: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
-        """Every token's mixture of all tokens of its clip."""
+    def forward(self, tokens: Float[Tensor, "B N D"], exists: Bool[Tensor, "B N"] | None = None) -> Float[Tensor, "B N D"]:
+        """Every token's mixture of all tokens of its clip, or of those that exist."""
         bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
         mixed = functional.linear(tokens, self.qkv.weight, bias)
         query, key, value = rearrange(mixed, "B N (qkv heads d) -> qkv B heads N d", qkv=3, heads=self.num_heads)
-        attended = functional.scaled_dot_product_attention(query, key, value)
+        keys = None if exists is None else exists[:, None, None]
+        attended = functional.scaled_dot_product_attention(query, key, value, attn_mask=keys)
         joined: Tensor = self.out(rearrange(attended, "B heads N d -> B N (heads d)"))
         return joined
 
@@ -122,11 +124,30 @@ class Block(nn.Module):
         self.norm_mlp = nn.LayerNorm(config.width, eps=1e-6)
         self.mlp = nn.Sequential(nn.Linear(config.width, hidden), nn.GELU(), nn.Linear(hidden, config.width))
 
-    def forward(self, tokens: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
-        """The tokens after one block."""
-        tokens = tokens + self.attention(self.norm_attention(tokens))
-        processed: Tensor = tokens + self.mlp(self.norm_mlp(tokens))
-        return processed
+    def forward(
+        self,
+        tokens: Float[Tensor, "B N D"],
+        exists: Bool[Tensor, "B N"] | None = None,
+        branch_scales: Float[Tensor, "2 B"] | None = None,
+    ) -> Float[Tensor, "B N D"]:
+        """The tokens after one block.
+
+        Args:
+            tokens: of a batch of clips.
+            exists: tokens that others see; ``None``: all.
+            branch_scales: what is multiplied with a clip's attention and with its MLP before they are added; ``None``: nothing.
+        """
+        attention_scale, mlp_scale = (None, None) if branch_scales is None else branch_scales[:, :, None, None]
+        tokens = tokens + _scaled(self.attention(self.norm_attention(tokens), exists), attention_scale)
+        return tokens + _scaled(self.mlp(self.norm_mlp(tokens)), mlp_scale)
+
+
+def _of_block(branch_scales: Tensor | None, number: int) -> Tensor | None:
+    return None if branch_scales is None else branch_scales[number]
+
+
+def _scaled(branch: Tensor, scale: Tensor | None) -> Tensor:
+    return branch if scale is None else branch * scale
 
 
 class Blocks(nn.ModuleList):
@@ -138,11 +159,27 @@ class Blocks(nn.ModuleList):
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__(Block(config) for _ in range(config.depth))
 
-    def forward(self, tokens: Float[Tensor, "B N D"], num_blocks: int | None = None) -> Float[Tensor, "B N D"]:
-        """The tokens after all blocks, or after the first few."""
-        for block in list(self)[:num_blocks]:
-            is_kept = not (self.is_recomputed and torch.is_grad_enabled())
-            tokens = block(tokens) if is_kept else checkpoint(block, tokens, use_reentrant=False, preserve_rng_state=False)
+    def forward(
+        self,
+        tokens: Float[Tensor, "B N D"],
+        num_blocks: int | None = None,
+        *,
+        exists: Bool[Tensor, "B N"] | None = None,
+        branch_scales: Float[Tensor, "depth 2 B"] | None = None,
+    ) -> Float[Tensor, "B N D"]:
+        """The tokens after all blocks, or after the first few.
+
+        Args:
+            tokens: of a batch of clips.
+            num_blocks: how many; ``None``: all.
+            exists: tokens that others see, see :class:`Block`.
+            branch_scales: per block what its branches are multiplied with, see :class:`Block`.
+        """
+        is_kept = not (self.is_recomputed and torch.is_grad_enabled())
+        for number, block in enumerate(list(self)[:num_blocks]):
+            others = () if exists is None and branch_scales is None else (exists, _of_block(branch_scales, number))
+            run = block if is_kept else functools.partial(checkpoint, block, use_reentrant=False, preserve_rng_state=False)
+            tokens = run(tokens, *others)
         return tokens
 
 
@@ -177,14 +214,25 @@ class Encoder(nn.Module):
         tokens: Tensor = self.embed(normalised)
         return tokens + self.position_vectors[positions]
 
-    def forward(self, patches: Float[Tensor, "B V patch_dim"], positions: Int[Tensor, "B V"]) -> Float[Tensor, "B V D"]:
+    def forward(
+        self,
+        patches: Float[Tensor, "B V patch_dim"],
+        positions: Int[Tensor, "B V"],
+        *,
+        exists: Bool[Tensor, "B V"] | None = None,
+        branch_scales: Float[Tensor, "depth 2 B"] | None = None,
+    ) -> Float[Tensor, "B V D"]:
         """Tokens after the last block and the final LayerNorm.
 
         Args:
             patches: pixels in [0, 1], as ``models.grid.patchify`` orders them.
             positions: where each patch lies in the clip, 0 ... num_tokens - 1.
+            exists: patches that others see, as if the rest were not there; ``None``: all.
+            branch_scales: per block and clip what its attention and its MLP are multiplied with; ``None``: nothing.
         """
-        return self.features(patches, positions, layer=None)
+        tokens: Tensor = self.blocks(self.embed_patches(patches, positions), exists=exists, branch_scales=branch_scales)
+        normalised: Tensor = self.norm(tokens)
+        return normalised
 
     def features(
         self, patches: Float[Tensor, "B V patch_dim"], positions: Int[Tensor, "B V"], *, layer: int | None

@@ -1,6 +1,7 @@
 """How a training steps: rates, batches, precision, and what it does about steps that would harm it."""
 
 import math
+from collections.abc import Mapping
 from typing import ClassVar, Self
 
 from pydantic import Field, model_validator
@@ -97,3 +98,16 @@ class Optimization(Config):
             return self.learning_rate * (step + 1) / warmup_steps
         share = (step - warmup_steps) / max(1, total_steps - warmup_steps)
         return self.min_learning_rate + (self.learning_rate - self.min_learning_rate) * (1 + math.cos(math.pi * share)) / 2
+
+
+def layer_scales(layers: Mapping[str, int], decay: float) -> dict[str, float]:
+    """What the learning rate of each parameter is multiplied with: 1 in the last layer, ``decay`` in the one before, and so on.
+
+    Args:
+        layers: the layer of each parameter, by its name, from 0.
+        decay: from one layer to the one before it.
+
+    Source: BEiT, arXiv 2106.08254, which fine-tunes with it.
+    """
+    last = max(layers.values())
+    return {name: decay ** (last - layer) for name, layer in layers.items()}

@@ -17,12 +17,13 @@ class Player:
     Args:
         module: whose parameters are trained.
         optimization: how.
+        rate_scales: what the learning rate of each parameter is multiplied with, by its name; ``None``: nothing.
     """
 
-    def __init__(self, module: nn.Module, optimization: Optimization) -> None:
+    def __init__(self, module: nn.Module, optimization: Optimization, rate_scales: Mapping[str, float] | None = None) -> None:
         self.module = module
         self.optimization = optimization
-        self.optimizer = _adamw(module, optimization)
+        self.optimizer = _adamw(module, optimization, rate_scales)
         decay = optimization.ema_decay
         following: Any = get_ema_multi_avg_fn(decay) if decay else None  # type: ignore[no-untyped-call]
         self.average = AveragedModel(module, multi_avg_fn=following) if decay else None
@@ -63,12 +64,12 @@ class Player:
         """Step along the gradients that are there, unless the step is refused; nobody waits to learn which.
 
         Args:
-            rate: the learning rate.
+            rate: the learning rate, before it is scaled for each parameter.
             norm: of the gradients.
             refused: one where the step must leave no trace in parameters and moments, zero elsewhere; ``float32 []``.
         """
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["rate_scale"]
         limit = self.optimization.clip_grad_norm
         nn.utils.clip_grads_with_norm_(self.parameters(), math.inf if limit is None else limit, norm)
         self.optimizer.found_inf = refused  # type: ignore[attr-defined]  # how a fused optimizer is told by gradient scalers
@@ -109,9 +110,16 @@ def below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
-def _adamw(module: nn.Module, config: Optimization) -> torch.optim.AdamW:
-    named = [(name, value) for name, value in module.named_parameters() if value.requires_grad]
-    decayed = [value for _, value in named if value.ndim > 1]
-    plain = [value for _, value in named if value.ndim <= 1]
-    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+def _adamw(module: nn.Module, config: Optimization, rate_scales: Mapping[str, float] | None) -> torch.optim.AdamW:
+    named = {name: value for name, value in module.named_parameters() if value.requires_grad}
+    scales = dict.fromkeys(named, 1.0) if rate_scales is None else {name: rate_scales[name] for name in named}
+    kinds = [(scale, is_matrix) for scale in dict.fromkeys(scales.values()) for is_matrix in (True, False)]
+    groups = [
+        {
+            "params": [value for name, value in named.items() if (scales[name], value.ndim > 1) == (scale, is_matrix)],
+            "weight_decay": config.weight_decay if is_matrix else 0.0,
+            "rate_scale": scale,
+        }
+        for scale, is_matrix in kinds
+    ]
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=True)

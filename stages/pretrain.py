@@ -2,8 +2,6 @@
 
 import dataclasses
 import functools
-import math
-import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar, Literal, NamedTuple, Self
@@ -21,12 +19,13 @@ from models.masking import MaskingConfig, token_scores
 from models.quantizers import QuantizerConfig
 from models.targets import Target, TargetConfig
 from models.videomae_weights import encoder_from_videomae, from_videomae
+from stages.autoencoding import Watched, held_out_measures, held_out_picture, losses
 from stages.batches import ClipFrames, Sample, Stream, held_out_clips, training_clips
-from stages.device import autocast, device
+from stages.device import device
 from stages.draws import below, generator
 from stages.errors import ArtifactMissing, ConfigError
 from stages.optimization import Optimization
-from stages.pictures import score_name, token_roles
+from stages.pictures import score_name
 from stages.player import Player
 from stages.progress import Monitor, Silent
 from stages.ranks import ALONE, Ranks, joined
@@ -38,8 +37,7 @@ from stages.storage.targets.chunks import ChunkReader, Place
 from stages.storage.targets.reading import TargetReader
 from stages.storage.workspace import Workspace
 from stages.together import together
-from stages.training import SAMPLE, Course, Losses, Moment, Training, on_stream, train
-from stages.video_decode import Pixels
+from stages.training import SAMPLE, Course, Training, on_stream, train
 from stages.views import ViewConfig, cut, per_token, real_tokens, stored_view
 from stages.weights import WeightsFile
 
@@ -135,17 +133,6 @@ class Task:
     targets: ChunkReader
     latest: dict[tuple[str, Place], Tensor] = dataclasses.field(default_factory=dict)
     """The patches of the view that was decoded last, for the next mask of the same."""
-
-
-class Watched(NamedTuple):
-    """A held-out clip that is shown while the training runs."""
-
-    sample: Sample
-    frames: Pixels
-    """All of its view."""
-    num_recorded_frames: int
-    scores: Tensor | None
-    """What the tokens to predict may be chosen by, ``[N]``; ``None`` where it is not stored."""
 
 
 class Seen(NamedTuple):
@@ -297,19 +284,19 @@ def _training(
     ranks: Ranks,
 ) -> Training:
     config, target = task.config, target.to(device())
-    player = Player(module, config.optimization)
+    player, precision = Player(module, config.optimization), config.optimization.precision
     for block in [*module.encoder.blocks, *module.decoder] if config.compile else ():
         block.compile(fullgraph=True, dynamic=False)
     return on_stream(
         stream,
         {_PLAYER: player},
-        functools.partial(_losses, module, target),
+        lambda batch, moment: {_PLAYER: losses(module, target, batch)},
         optimization=config.optimization,
         num_workers=config.num_workers,
         label="pretrain",
-        judge=functools.partial(_judge, config, player, target, held_out) if held_out else None,
+        judge=(lambda: held_out_measures(player.trained, target, held_out, precision)) if held_out else None,
         judge_every_steps=config.held_out_every_steps,
-        pictures=functools.partial(_pictures, task, player, target, watched) if watched else None,
+        pictures=(lambda: {"held-out": held_out_picture(player.trained, target, watched, precision)}) if watched else None,
         clip_flops=cost.flops(_workload(task, target)).training,
         ranks=ranks,
     )
@@ -328,51 +315,12 @@ def _held_out(config: Config, snapshot: Artifact) -> list[Clip]:
 
 def _watched(task: Task, clip: Clip, one: Sample, targets: TargetReader) -> Watched:
     """One of these clips with all that there is to see of it."""
-    place = targets.place(clip, 0)
+    place, rule = targets.place(clip, 0), task.config.decoder_masking
     view = stored_view(place)
-    stored = task.targets.read(place, [score_name(task.config.decoder_masking)])
+    stored = task.targets.read(place, [score_name(rule)])
     scores = [token_scores(per_token(values)) for values in stored.values()]
     frames = cut(task.frames, clip, view, task.views.num_frames)
-    return Watched(one, frames, view.num_real_frames, scores[0] if scores else None)
-
-
-@torch.no_grad()
-def _judge(config: Config, player: Player, target: Target, held_out: Sequence[Sample]) -> dict[str, float]:
-    """The measures of the losses on samples that are not trained on."""
-    found, module = [], typing.cast(mae.MaskedAutoencoder, player.trained)
-    for one in held_out:
-        batch = _batch_of(one)
-        with autocast(device(), config.optimization.precision):
-            found.append(_losses(module, target, batch, Moment(0, 0))[_PLAYER])
-    return {f"held_out_{name}": float(torch.stack([one[name] for one in found]).mean()) for name in found[0]}
-
-
-def _batch_of(one: Sample) -> dict[str, Tensor]:
-    return {name: value[None].to(device()) for name, value in one.items() if name != SAMPLE}
-
-
-@torch.no_grad()
-def _pictures(task: Task, player: Player, target: Target, watched: Watched) -> dict[str, bytes]:
-    """What the autoencoder on its way makes of a clip that is not trained on."""
-    from stages import glimpse  # and matplotlib with it, which the workers of a training need not import
-
-    one, grid = watched.sample, task.grid
-    batch = _batch_of(one)
-    with autocast(device(), task.config.optimization.precision):
-        predicted, wanted = _answers(typing.cast(mae.MaskedAutoencoder, player.trained), target, batch)
-    counts = mae.hidden_weight(batch["visible"], batch["predict"], batch["real"])[0].cpu() > 0
-    errors = torch.full((grid.num_tokens,), math.nan)
-    errors[one["predict"][counts]] = target.error(predicted, wanted)[0].float().cpu()[counts]
-    none = torch.zeros(grid.num_tokens) if watched.scores is None else watched.scores
-    rule, places = task.config.decoder_masking, {name: one[name] for name in ("real", "visible", "predict")}
-    shown = glimpse.Glimpse(
-        frames=watched.frames,
-        num_recorded_frames=watched.num_recorded_frames,
-        scores=None if watched.scores is None else watched.scores.view(tuple(grid)).numpy(),
-        roles=token_roles(rule, grid, scores=none, **places),
-        errors=errors.view(tuple(grid)).numpy(),
-    )
-    return {"held-out": glimpse.drawn(shown)}
+    return Watched(one, frames, view.num_real_frames, task.grid, rule, scores[0] if scores else None)
 
 
 def sample(task: Task, clip: Clip, epoch: int, seen: Seen) -> Sample:
@@ -419,24 +367,6 @@ def _patches(task: Task, clip: Clip, place: Place) -> Tensor:
     if task.config.masks_per_clip > 1:
         task.latest[key] = patches
     return patches
-
-
-def _losses(module: mae.MaskedAutoencoder, target: Target, batch: Mapping[str, Tensor], moment: Moment) -> Mapping[str, Losses]:
-    visible, predict = batch["visible"], batch["predict"]
-    predicted, wanted = _answers(module, target, batch)
-    weight = mae.hidden_weight(visible, predict, batch["real"])
-    constant = target.best_constant(wanted, weight).expand(*predict.shape, -1)
-    loss = mae.masked_mean(target.error(predicted, wanted), weight)
-    baseline = mae.masked_mean(target.error(constant, wanted), weight)
-    share = loss.detach() / baseline.clamp_min(1e-12)
-    return {_PLAYER: {"loss": loss, "loss_over_constant": share, "counted_share": weight.mean()}}
-
-
-def _answers(module: mae.MaskedAutoencoder, target: Target, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """What is predicted of the tokens to predict, and what was wanted."""
-    products = {name.removeprefix("product/"): value for name, value in batch.items() if name.startswith("product/")}
-    wanted = target(batch["predict_patches"].float() / 255, products)
-    return module(batch["visible_patches"].float() / 255, batch["visible"], batch["predict"]), wanted
 
 
 def _publish(task: Task, module: nn.Module, target: Target, course: Course, folder: Path) -> None:
