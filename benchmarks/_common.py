@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path(__file__).resolve().parent / "results"
 
-_PACKAGES = ("av", "imageio-ffmpeg", "numpy", "pyarrow", "torch", "torchcodec", "video2dataset", "webdataset")
+_PACKAGES = ("av", "imageio-ffmpeg", "numpy", "onnxruntime", "pyarrow", "torch", "torchcodec", "video2dataset", "webdataset")
 _ADOPT_ORPHANS = 36
 """``PR_SET_CHILD_SUBREAPER`` of prctl(2)."""
 _SAMPLE_S = 0.2

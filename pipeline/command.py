@@ -6,6 +6,7 @@ The heavy imports (torch, and the stages with it) happen inside the commands, so
 import json
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -17,8 +18,8 @@ from pipeline.recipe_files import overlay_names, recipe_names
 if TYPE_CHECKING:
     from pipeline.recipe import Request
 
-_OVERVIEW = """Turn a folder of videos into an evaluated long-video encoder, in five stages:
-shard, tokenizer, precompute, pretrain, evaluate.
+_OVERVIEW = """Turn a folder of videos into an evaluated long-video encoder, in six stages:
+shard, tokenizer, precompute, pretrain, evaluate, export.
 
 What is done is never done again: every command continues where the last one stopped."""
 
@@ -28,6 +29,7 @@ _STAGES = {
     "precompute": "Store codes and priorities of every clip and view.",
     "pretrain": "Pretrain the masked autoencoder on long clips.",
     "evaluate": "Measure the frozen encoder with probes, and write report.html.",
+    "export": "Write the encoder in forms that work elsewhere, each compared with it.",
 }
 
 _RecipeName = Annotated[
@@ -74,7 +76,9 @@ def build() -> typer.Typer:
         app.command(stage, help=_stage_help(stage, meaning), epilog=f"Example: lvmae {stage} lvmae --overlay demo")(
             _stage_command(stage)
         )
+    app.command("embed", epilog="Example: lvmae embed videos/*.mp4 --encoder workspace/pretrain/0123456789abcdef")(_embed)
     app.command("plan", epilog="Example: lvmae plan lvmae --clips 240000 --memory 80,141")(_plan)
+    app.command("compare", epilog="Example: lvmae compare 0123abcd 4567ef01 --root workspace")(_compare)
     app.command("status", epilog="Example: lvmae status lvmae --overlay demo --root workspace")(_status)
     app.command("verify", epilog="Example: lvmae verify --root workspace")(_verify)
     app.command("recipes", epilog="Example: lvmae recipes lvmae --overlay demo")(_recipes)
@@ -103,7 +107,7 @@ def _run(
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
-    """Run a recipe: all five stages, or some. What is there already is reused, and nothing is written for it."""
+    """Run a recipe: all six stages, or some. What is there already is reused, and nothing is written for it."""
     with reporting(verbose):
         from pipeline.execution import execute
 
@@ -162,6 +166,88 @@ def _plan(
 
         request = _request(recipe, overlay, source, overrides)
         show_estimate(request, root=root, num_devices=devices, num_clips=clips, memory_gb=memory, as_json=as_json)
+
+
+def _embed(
+    videos: Annotated[list[Path], typer.Argument(metavar="VIDEO", help="Video files, of any length.")],
+    encoder: Annotated[
+        Path,
+        typer.Option(
+            "--encoder", metavar="FOLDER", help="An artifact of pretrain or export, or the folder of one exported form."
+        ),
+    ],
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="Where the Parquet file goes.")] = Path(
+        "embeddings.parquet"
+    ),
+    backend: Annotated[
+        Literal["eager", "torch_export", "aot_inductor", "onnx", "tensorrt"],
+        typer.Option("--backend", help="What computes: PyTorch with the network's weights, or an exported form."),
+    ] = "eager",
+    window_frames: Annotated[
+        int | None,
+        typer.Option("--window-frames", metavar="N", min=1, help="Frames of a window; otherwise those of the encoder."),
+    ] = None,
+    stride_frames: Annotated[
+        int | None,
+        typer.Option(
+            "--stride-frames", metavar="N", min=1, help="Frames from one window to the next; otherwise windows do not overlap."
+        ),
+    ] = None,
+    pooling: Annotated[
+        Literal["mean", "none"], typer.Option("--pooling", help="One vector per window, or one per token.")
+    ] = "mean",
+    batch_clips: Annotated[
+        int, typer.Option("--batch-clips", metavar="N", min=1, help="Windows that go through the encoder together.")
+    ] = 8,
+    timeout: Annotated[
+        float, typer.Option("--timeout", metavar="S", min=1, help="Seconds that decoding one video may take.")
+    ] = 600,
+    as_json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """Write embeddings of videos into a Parquet file: one row per window that slides over each, the mean of its tokens.
+
+    Videos are decoded in a process of their own under limits, and brought to size as for pretraining. A video that cannot be
+    read is named with its reason, the others are written, and the exit code is 1.
+    """
+    with reporting(verbose):
+        from pipeline.embed import show_embeddings
+
+        whole = show_embeddings(
+            videos,
+            encoder=encoder,
+            out=out,
+            backend=backend,
+            window_frames=window_frames,
+            stride_frames=stride_frames,
+            pooling=pooling,
+            batch_clips=batch_clips,
+            timeout_s=timeout,
+            as_json=as_json,
+        )
+    if not whole:
+        raise typer.Exit(1)
+
+
+def _compare(
+    evaluations: Annotated[
+        list[str],
+        typer.Argument(metavar="EVALUATION", help="Two or more: a folder, or the beginning of a fingerprint below ROOT."),
+    ],
+    root: Root = "workspace",
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="Where the page goes.")] = Path("comparison.html"),
+    as_json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """Put two or more evaluations side by side: is one better on the clips that both tested, on which, and what differs.
+
+    Writes one HTML page and prints a table. Differences come with intervals over groups of clips and an exact sign test,
+    corrected for all pairs that are shown. Nothing below ROOT is changed.
+    """
+    with reporting(verbose):
+        from pipeline.compare import show_comparison
+
+        show_comparison(evaluations, root=root, out=out, as_json=as_json)
 
 
 def _status(

@@ -23,7 +23,7 @@ from pipeline.runner import Observer, Report, Run
 from pipeline.tracking import Tracker
 from stages.storage.workspace import Workspace
 
-Stage = Literal["shard", "tokenizer", "precompute", "pretrain", "evaluate"]
+Stage = Literal["shard", "tokenizer", "precompute", "pretrain", "evaluate", "export"]
 
 _HELP = """{title}
 
@@ -59,7 +59,7 @@ def _whole_flow() -> Callable[..., list[Report]]:
         return _run(request, root, selected(first=from_stage), tracking=tracking)
 
     first = "    from_stage: Begin with this stage; what it reads must be there.\n"
-    run_recipe.__doc__ = _HELP.format(title="Run a recipe: all five stages, or those from one on.") + first
+    run_recipe.__doc__ = _HELP.format(title="Run a recipe: all six stages, or those from one on.") + first
     return flow(name="lvmae", flow_run_name=run_name, persist_result=False)(run_recipe)
 
 
@@ -108,3 +108,4 @@ run_tokenizer = _stage_flow("tokenizer", "Train the adaptive tokenizer on short 
 run_precompute = _stage_flow("precompute", "Store codes and priorities of every clip and view.")
 run_pretrain = _stage_flow("pretrain", "Pretrain the masked autoencoder on long clips and stored targets.")
 run_evaluate = _stage_flow("evaluate", "Measure the frozen encoder with probes, and write the report.")
+run_export = _stage_flow("export", "Write the encoder in forms that work elsewhere, each compared with it.")

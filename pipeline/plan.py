@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from models.config import Config
 from pipeline.recipe import Recipe, Request
-from stages import evaluate, precompute, pretrain, shard, tokenizer
+from stages import evaluate, export, precompute, pretrain, shard, tokenizer
 from stages.errors import ArtifactMissing, ConfigError
 from stages.storage import artifact
 from stages.storage.artifact import Artifact, Outcome
@@ -38,7 +38,14 @@ class StageModule(Protocol):
 
 
 STAGES: Mapping[str, StageModule] = MappingProxyType(
-    {"shard": shard, "tokenizer": tokenizer, "precompute": precompute, "pretrain": pretrain, "evaluate": evaluate}
+    {
+        "shard": shard,
+        "tokenizer": tokenizer,
+        "precompute": precompute,
+        "pretrain": pretrain,
+        "evaluate": evaluate,
+        "export": export,
+    }
 )
 
 

@@ -1,4 +1,4 @@
-"""Recipes: what a person asks for, resolved into one validated configuration of all five stages.
+"""Recipes: what a person asks for, resolved into one validated configuration of all six stages.
 
 A recipe is a YAML file that is complete in itself; an overlay (its file name starts with an underscore) changes part of
 one; ``--set a.b=value`` changes single values. Later ones win. Unknown keys are refused at every depth.
@@ -16,6 +16,7 @@ from pipeline.faults import explained
 from pipeline.recipe_files import overlay_names, override, path_of, read, recipe_names, section_wise
 from stages import evaluate, precompute, pretrain, shard, tokenizer
 from stages.errors import ConfigError
+from stages.export import Config as ExportConfig
 
 RECORD = "recipe.yaml"
 """The name under which the resolved recipe is laid beside every artifact."""
@@ -38,6 +39,8 @@ class Recipe(Config):
     """Clips and targets to a pretrained encoder."""
     evaluate: evaluate.Config
     """Encoder to measured accuracies and a report."""
+    export: ExportConfig = ExportConfig()
+    """Encoder to forms that work elsewhere."""
 
     @model_validator(mode="after")
     def _sections_fit_together(self) -> Self:
@@ -54,6 +57,8 @@ class Recipe(Config):
                 f"tokenizer.model.patching is {self.tokenizer.model.patching!r} and pretrain.model.patching is "
                 f"{self.pretrain.model.patching!r}; give both the same values, or no code matches its token"
             )
+        for backend in self.export.backends:
+            backend.check(self.pretrain.model)
         return self
 
     def resolved(self) -> bytes:

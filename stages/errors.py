@@ -11,6 +11,7 @@ PipelineError
     TrainingDiverged        (ArithmeticError)    a loss or a gradient stopped being finite
     TargetsInvalid          (ArithmeticError)    a computed target cannot be right, or came out differently the second time
     TokenizerCollapsed      (ArithmeticError)    a trained tokenizer uses too few of its codes to be published
+    ExportFailed            (RuntimeError)       an exported form of an encoder cannot be made, or is not the encoder
 """
 
 from enum import StrEnum
@@ -54,6 +55,10 @@ class TargetsInvalid(PipelineError, ArithmeticError):
 
 class TokenizerCollapsed(PipelineError, ArithmeticError):
     """A trained tokenizer uses too few of its codes to be published."""
+
+
+class ExportFailed(PipelineError, RuntimeError):
+    """A form of an encoder cannot be made, or does not compute what the encoder computes."""
 
 
 class Reason(StrEnum):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 SMOKE = ("run", "lvmae", "--overlay", "demo", "--overlay", "smoke")
-STAGES = ("shard", "tokenizer", "precompute", "pretrain", "evaluate")
+STAGES = ("shard", "tokenizer", "precompute", "pretrain", "evaluate", "export")
 
 
 ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}

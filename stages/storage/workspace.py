@@ -18,6 +18,7 @@ FOLDERS = {
     "precompute": "targets",
     "pretrain": "pretrain",
     "evaluate": "evaluate",
+    "export": "export",
 }
 """The folder of each stage's artifacts below the root."""
 

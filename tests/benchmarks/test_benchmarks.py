@@ -126,6 +126,18 @@ def test_pretrain_step_needs_no_other_package_than_the_models_and_says_that_the_
     assert "pip install 'transformers>=5.18'" in done.stderr.splitlines()[-1]
 
 
+@pytest.mark.skipif(importlib.util.find_spec("onnxruntime") is None, reason="onnxruntime is not installed")
+def test_export_times_every_form_that_can_be_made_in_turn_with_the_network(tmp_path: Path) -> None:
+    result = run("export", "--frames", "4", "--size", "32", "--rounds", "1", out=tmp_path)
+    rows = {row["way"]: row for row in result["rows"]}
+    assert list(rows) == ["eager fp32", "torch_export", "onnx"]
+    assert all(row["s/clip"] > 0 for row in rows.values())
+    assert rows["onnx"]["relative error"] < 1e-5
+    ratios = result["ratios"]
+    assert ratios["onnx_vs_eager"] == pytest.approx(rows["eager fp32"]["s/clip"] / rows["onnx"]["s/clip"], rel=1e-2)
+    assert ratios["aoti_freezing_vs_eager"] is None, "what is compiled takes too long"
+
+
 def test_a_token_is_covered_by_the_share_of_it_that_lies_in_the_box() -> None:
     boxes = np.array([[8, 0, 24, 16], [8, 0, 24, 16], [-99, 0, 8, 8], [0, 0, 0, 0]], np.float32)
     found = coverage(boxes, Patching(), size_px=32)

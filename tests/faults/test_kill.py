@@ -14,6 +14,7 @@ MIDDLE = {
     "precompute": "targets/*/ledger/part-*.parquet",
     "pretrain": "pretrain/*/checkpoints/*/state.json",
     "evaluate": "evaluate/*/features/part-*.safetensors",
+    "export": "export/*/checkpoints/*.json",
 }
 """What lies on disk once a stage has finished its first unit and not its last."""
 

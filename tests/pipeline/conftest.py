@@ -68,7 +68,7 @@ def everything_made(recipe: Recipe, workspace: Workspace) -> Callable[[], dict[s
 
     def commit() -> dict[str, Artifact]:
         made = {"shard": commit_clips(recipe, workspace)}
-        for stage in ("tokenizer", "precompute", "pretrain", "evaluate"):
+        for stage in ("tokenizer", "precompute", "pretrain", "evaluate", "export"):
             made[stage] = commit_stage(recipe, workspace, stage)
         assert newest_snapshot(recipe, workspace) is not None
         return made

@@ -38,7 +38,8 @@ def test_every_artifact_is_listed_with_what_it_was_made_from(workspace: Workspac
 def test_an_input_that_is_gone_is_said_to_be_gone(workspace: Workspace, everything_made: Made) -> None:
     shutil.rmtree(everything_made()["precompute"].folder)
     lost = {entry.stage: entry.lost_inputs for entry in entries(workspace)}
-    assert lost == {"shard": (), "tokenizer": (), "pretrain": ("precompute",), "evaluate": ("precompute",)}
+    expected = {"shard": (), "tokenizer": (), "pretrain": ("precompute",), "evaluate": ("precompute",), "export": ()}
+    assert lost == expected
 
 
 def test_a_folder_without_manifest_is_in_progress(workspace: Workspace, everything_made: Made) -> None:

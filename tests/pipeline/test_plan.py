@@ -25,7 +25,7 @@ def test_inputs_come_before_what_reads_them_and_every_stage_has_a_folder() -> No
 
 def test_on_an_empty_root_everything_waits_for_the_first_stage(recipe: Recipe, workspace: Workspace) -> None:
     steps = plan(recipe, workspace)
-    assert [step.action for step in steps] == [Action.RUN, *[Action.WAIT] * 4]
+    assert [step.action for step in steps] == [Action.RUN, *[Action.WAIT] * 5]
     assert steps[1].reason.startswith("waits for shard")
     assert steps[3].reason.startswith("waits for shard and precompute")
     assert not workspace.root.exists()
@@ -48,7 +48,7 @@ def test_what_a_killed_run_began_is_continued(recipe: Recipe, workspace: Workspa
 
 def test_what_is_there_is_reused(recipe: Recipe, workspace: Workspace, everything_made: Callable[[], object]) -> None:
     everything_made()
-    assert list(actions(recipe, workspace).values()) == ["look", "reuse", "reuse", "reuse", "reuse"]
+    assert list(actions(recipe, workspace).values()) == ["look", *["reuse"] * 5]
 
 
 def test_a_deleted_artifact_runs_again_and_what_reads_it_waits_to_see_what_comes_out(
@@ -62,6 +62,7 @@ def test_a_deleted_artifact_runs_again_and_what_reads_it_waits_to_see_what_comes
         "precompute": "run",
         "pretrain": "wait",
         "evaluate": "wait",
+        "export": "wait",
     }
     commit_stage(recipe, workspace, "precompute")
     assert set(actions(recipe, workspace).values()) == {"look", "reuse"}
@@ -81,7 +82,7 @@ def test_a_changed_setting_reruns_its_stage_and_not_the_ones_before(
 ) -> None:
     everything_made()
     changed = Request(recipe="lvmae", overlays=("demo",), overrides=("pretrain.seed=7",)).load()
-    assert list(actions(changed, workspace).values()) == ["look", "reuse", "reuse", "run", "wait"]
+    assert list(actions(changed, workspace).values()) == ["look", "reuse", "reuse", "run", "wait", "wait"]
     workers = Request(recipe="lvmae", overlays=("demo",), overrides=("pretrain.num_workers=7",)).load()
     assert set(actions(workers, workspace).values()) == {"look", "reuse"}
 
@@ -116,7 +117,7 @@ def test_a_run_pins_only_what_it_does_not_make_itself(
 def test_stages_are_selected_by_name() -> None:
     assert selected() == order()
     assert selected(only="pretrain") == ("pretrain",)
-    assert selected(first="pretrain") == ("pretrain", "evaluate")
+    assert selected(first="pretrain") == ("pretrain", "evaluate", "export")
     with pytest.raises(ConfigError, match="unknown stage 'train'; known, in their order: shard, tokenizer"):
         selected(only="train")
     with pytest.raises(ConfigError, match="contradict"):

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import zarr
 
-from stages.storage import schemas, seen
+from models.extension import names
+from stages.storage import embeddings, schemas, seen
 from stages.storage.targets import layout
 from stages.storage.workspace import Workspace
 from tests.stages import target_files
@@ -67,6 +68,19 @@ def test_tables_have_the_listed_columns(table: str, schema: schemas.pa.Schema) -
     row = next(line for line in block("tables") if line.startswith(f"| {table} |"))
     listed = row.split("|")[2].strip()
     assert listed == ", ".join(f"{field.name} {field.type}" for field in schema)
+
+
+def test_embeddings_have_the_listed_columns() -> None:
+    assert block("embeddings") == [", ".join(f"{field.name} {field.type}" for field in embeddings.SCHEMA)]
+
+
+def test_every_form_of_an_export_has_the_listed_files(smoke_root: Path) -> None:
+    listed = {name: files.split(", ") for _, name, files, _ in (map(str.strip, row.split("|")) for row in block("forms")[1:])}
+    assert list(listed) == ["safetensors", "transformers", "torch_export", "aot_inductor", "onnx", "tensorrt"]
+    assert sorted(listed) == names("stages.backends")
+    (made,) = smoke_root.glob("export/*")
+    forms = {path.name: sorted(file.name for file in path.iterdir()) for path in made.iterdir() if path.is_dir()}
+    assert forms == {name: listed[name] for name in ("safetensors", "torch_export")}
 
 
 ATTRIBUTES = {"quantizer", "patching", "views", "windows", "products", "tokenizer_digest", "snapshot_digest"}
