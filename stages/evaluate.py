@@ -3,7 +3,8 @@
 import dataclasses
 import functools
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -12,27 +13,32 @@ from pydantic import Field, model_validator
 from models.config import Config as BaseConfig
 from models.extension import extension
 from stages import pixels, summary
-from stages.batches import ClipFrames
 from stages.device import device
-from stages.encoders import OwnEncoder
-from stages.evals import ProbeConfig
-from stages.exhibits import answer, clip_exhibit, curve_exhibit
-from stages.features import PRETRAINED, Extractor, extract, load, missing_shards
-from stages.judgement import Findings, judge
+from stages.encoders import OwnEncoder, VideoEncoder
+from stages.evals import MeasureConfig, ProbeConfig
+from stages.examples import examples, varied
+from stages.exhibits import answer, clip_exhibit, curve_exhibit, example_exhibit
+from stages.features import PRETRAINED, Extractor, Look, extract, load, missing_units
+from stages.foreign import ForeignConfig
+from stages.judgement import Findings, Kinds, answer_all, judge
+from stages.metrics import Answers
+from stages.multi_view import Footage, MultiViewConfig
 from stages.networks import geometry, load_encoder, untrained_encoder
-from stages.pictures import Painter, Picture
-from stages.protocol import Question, question, scored_clips
-from stages.report import Report, render
+from stages.pictures import Painter
+from stages.predictions import NAME as PREDICTIONS
+from stages.predictions import write_predictions
+from stages.protocol import Asking, Question, question, scored_clips
+from stages.reading import Key, Readings, Samples, read_all
+from stages.report import Report, Shown, render
 from stages.storage import artifact
 from stages.storage.artifact import Artifact, Outcome, Work
+from stages.storage.features import FeatureUnit
 from stages.storage.index import Clip, Index
 from stages.storage.publish import publish_bytes
-from stages.storage.targets.reading import TargetReader
 from stages.storage.workspace import Workspace
-from stages.views import cut, stored_view
 
 INPUTS = ("shard", "pretrain", "precompute", "tokenizer")
-VERSION = 2
+VERSION = 3
 UNTRAINED = "untrained"
 
 
@@ -40,9 +46,14 @@ class Config(BaseConfig):
     """Which labels to read from which features, and how the answer is judged."""
 
     label: str = "class"
-    """The label column that the headline is about."""
+    """The label that the headline is about: a column of the clips, or a name in ``joint``."""
     extra_labels: tuple[str, ...] = ()
-    """Further label columns, such as easier ones that show learning sooner; one that no clip carries is not asked."""
+    """Further labels, such as easier ones that show learning sooner; one that no clip carries is not asked."""
+    multi_labels: tuple[str, ...] = ()
+    """Those of the labels that may have several values on one clip."""
+    joint: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    """Labels that are made of others and right only if all of them are, such as ``{action: [verb, noun]}``; their parts are
+    labels too."""
     where: dict[str, str] = Field(default_factory=dict)
     """Only clips with all of these labels are scored, such as ``{core: "1"}``."""
     split_label: str = "split"
@@ -55,8 +66,16 @@ class Config(BaseConfig):
         default=("linear_probe", "knn"), min_length=1, validate_default=True
     )
     """What reads the features; the headline is about the first."""
+    measures: tuple[extension("stages.evals", MeasureConfig), ...] = Field(
+        default=("few_shot", "retrieval"), validate_default=True
+    )
+    """What is measured of the features without a probe."""
+    views: MultiViewConfig = MultiViewConfig()
+    """How many views of a tested clip are read; probes learn on view 0."""
     seeds: tuple[int, ...] = Field(default=(0, 1, 2), min_length=1)
     """Seeds of the untrained encoders to compare with."""
+    others: tuple[ForeignConfig, ...] = ()
+    """Encoders of others to compare with; the ``sha256`` of their weights is part of what was asked."""
     layer: int | None = Field(default=None, gt=0)
     """The block whose output is read; ``None``: after the last block and the final norm."""
     temporal_bins: int = Field(default=8, gt=0)
@@ -68,15 +87,44 @@ class Config(BaseConfig):
     batch_clips: int = Field(default=8, gt=0)
     """Clips per forward pass; bounds the memory."""
     num_pictures: int = Field(default=4, ge=0)
-    """Clips to show."""
+    """Clips to show with what the networks make of them."""
+    num_examples: int = Field(default=4, ge=0)
+    """Clips to show that the pretrained encoder tells rightly, and as many that it does not."""
     num_picture_frames: int = Field(default=8, gt=0)
     """Frames of each that are shown."""
 
     @model_validator(mode="after")
     def _names_tell_apart(self) -> Self:
-        for field, names in (("label and extra_labels", self.labels), ("probes", [probe.name for probe in self.probes])):
+        readers = [one.name for one in (*self.probes, *self.measures)]
+        features = [PRETRAINED, UNTRAINED, *map(_seeded, self.seeds), *pixels.TITLES, *(one.name for one in self.others)]
+        for field, names in (
+            ("label and extra_labels", self.labels),
+            ("probes and measures", readers),
+            ("others and our own features", features),
+        ):
             if len(set(names)) < len(names):
                 raise ValueError(f"{field} name something twice: {', '.join(names)}")
+        return self
+
+    @model_validator(mode="after")
+    def _others_are_pinned(self) -> Self:
+        if loose := [one.name for one in self.others if one.sha256 is None]:
+            raise ValueError(f"others: {', '.join(loose)} must have the sha256 of the weights; `sha256sum` tells it")
+        return self
+
+    @model_validator(mode="after")
+    def _labels_are_asked(self) -> Self:
+        single = set(self.columns) - set(self.multi_labels)
+        for field, names, known in (
+            ("joint", self.joint, set(self.labels)),
+            ("multi_labels", self.multi_labels, set(self.columns)),
+            *((f"joint.{name}", parts, single) for name, parts in self.joint.items()),
+        ):
+            if strange := [name for name in names if name not in known]:
+                raise ValueError(
+                    f"{field} names {', '.join(strange)}, which label and extra_labels do not ask in that way; "
+                    f"asked: {', '.join(sorted(known))}"
+                )
         return self
 
     @property
@@ -84,9 +132,29 @@ class Config(BaseConfig):
         """All labels, the headline's first."""
         return (self.label, *self.extra_labels)
 
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The labels that are columns of the clips."""
+        return tuple(label for label in self.labels if label not in self.joint)
+
+    @property
+    def kinds(self) -> Kinds:
+        """Per kind of features the names of its runs."""
+        alone = [*(one.name for one in self.others), *pixels.TITLES]
+        seeded = [(PRETRAINED, [PRETRAINED]), (UNTRAINED, [_seeded(seed) for seed in self.seeds])]
+        return dict([*seeded, *((name, [name]) for name in alone)])
+
+    @property
+    def titles(self) -> dict[str, str]:
+        """What a person calls features, probes and measures."""
+        readers = {one.name: one.title for one in (*self.probes, *self.measures)}
+        features = {PRETRAINED: "pretrained encoder", UNTRAINED: "same encoder, untrained", **pixels.TITLES}
+        return {**features, **{one.name: one.name for one in self.others}, **readers}
+
 
 def run(config: Config, inputs: Mapping[str, Artifact], workspace: Workspace) -> Outcome:
-    """Accuracies in ``metrics.json`` and a page for a person in ``report.html``, with its pictures in ``figures/``.
+    """Numbers in ``metrics.json``, what was said of every clip in ``predictions.parquet``, a page for a person in
+    ``report.html``, with its pictures in ``figures/``.
 
     Raises:
         ConfigError: a label or a split is not on the clips.
@@ -98,131 +166,144 @@ def run(config: Config, inputs: Mapping[str, Artifact], workspace: Workspace) ->
 
 
 def _make(config: Config, inputs: Mapping[str, Artifact], workspace: Workspace, folder: Path) -> Work:
-    scored = scored_clips(Index(inputs["shard"]), config.where, config.labels)
-    carried = [label for label in config.extra_labels if any(label in clip.labels for clip in scored)]
-    questions = [_question(config, scored, label) for label in (config.label, *carried)]
-    shards = _by_shard(scored)
-    targets = TargetReader(inputs["precompute"])
-    frames = ClipFrames(inputs["shard"])
-    units_done = _extract(config, inputs, shards, targets=targets, frames=frames, folder=folder, workspace=workspace)
-    findings = _judge(config, questions, shards, folder=folder, workspace=workspace)
-    shown = _pictures(inputs, _chosen(questions[0], scored, config.num_pictures), targets=targets, frames=frames)
-    _publish(config, inputs, findings, shown, folder=folder, workspace=workspace)
-    counts = {"clips": len(scored), "labels": len(questions), "pictures": len(shown)}
-    return Work(units_done, len(shards) - units_done, counts)
+    scored = scored_clips(Index(inputs["shard"]), config.where, config.columns)
+    questions = _questions(config, scored)
+    footage = Footage.of(inputs)
+    units = _units(config, scored, questions, footage)
+    units_done = _extract(config, inputs, units, footage=footage, folder=folder, workspace=workspace)
+    readings, samples = _read(config, questions, units, scored=scored, folder=folder, workspace=workspace)
+    answered = answer_all(questions, readings)
+    findings = judge(questions, answered, samples, kinds=config.kinds, view_frames=footage.view_frames)
+    write_predictions(folder / PREDICTIONS, questions, answered, view_frames=footage.view_frames)
+    report = _report(config, inputs, findings, answered, footage=footage, workspace=workspace)
+    _publish(report, findings, folder)
+    counts = {"clips": len(scored), "labels": len(questions), "pictures": len(report.pictures)}
+    return Work(units_done, len(units) - units_done, counts)
 
 
-def _question(config: Config, scored: Sequence[Clip], label: str) -> Question:
-    return question(scored, label, split_label=config.split_label, folds=config.folds, group_label=config.group_label)
+def _questions(config: Config, scored: Sequence[Clip]) -> list[Question]:
+    asked = [Asking(label, label in config.multi_labels, config.joint.get(label, ())) for label in config.labels]
+    carried = [one for one in asked if one.label == config.label or any(one.classes(clip) for clip in scored)]
+    return [
+        question(scored, one, split_label=config.split_label, folds=config.folds, group_label=config.group_label)
+        for one in carried
+    ]
 
 
-def _by_shard(scored: Iterable[Clip]) -> dict[int, list[Clip]]:
-    shards: dict[int, list[Clip]] = {}
+def _units(
+    config: Config, scored: Sequence[Clip], questions: Sequence[Question], footage: Footage
+) -> dict[FeatureUnit, list[Look]]:
+    """What to see of which clips: view 0 of all, further views of the tested ones, each unit in the order of the clips."""
+    tested = {asked.clips[place].clip_id for asked in questions for place in asked.tested}
+    units: dict[FeatureUnit, list[Look]] = {}
     for clip in scored:
-        shards.setdefault(clip.ordinal, []).append(clip)
-    return shards
+        for view in footage.views(clip, config.views if clip.clip_id in tested else MultiViewConfig()):
+            units.setdefault(FeatureUnit(clip.ordinal, view.view), []).append((clip, view))
+    return dict(sorted(units.items()))
 
 
 def _extract(
     config: Config,
     inputs: Mapping[str, Artifact],
-    shards: Mapping[int, Sequence[Clip]],
+    units: Mapping[FeatureUnit, Sequence[Look]],
     *,
-    targets: TargetReader,
-    frames: ClipFrames,
+    footage: Footage,
     folder: Path,
     workspace: Workspace,
 ) -> int:
-    """Publish the features that are missing; the number of shards that were."""
-    missing = missing_shards(folder, shards)
-    wanted = {ordinal: shards[ordinal] for ordinal in missing}
-    workspace.monitor.begin("features", total=len(shards), done=len(shards) - len(missing))
-    pretrain = inputs["pretrain"]
-    encoders = {PRETRAINED: load_encoder(pretrain)}
-    encoders |= {_seeded(seed): untrained_encoder(pretrain, seed) for seed in config.seeds}
-    patching = geometry(pretrain).model.patching
+    """Publish the features that are missing; the number of units that were."""
+    missing = missing_units(folder, units)
+    workspace.monitor.begin("features", total=len(units), done=len(units) - len(missing))
+    if not missing:
+        return 0
+    encoders = _encoders(config, inputs["pretrain"])
     extractor = Extractor(
-        encoders={name: OwnEncoder(encoder.to(device()), patching, device()) for name, encoder in encoders.items()},
-        slot_frames=patching.tubelet_frames,
-        frames=frames,
-        views={clip.clip_id: stored_view(targets.place(clip, 0)) for clips in wanted.values() for clip in clips},
+        encoders=encoders,
+        slot_frames=math.lcm(*(encoder.tubelet_frames for encoder in encoders.values())),
+        frames=footage.frames,
         layer=config.layer,
         temporal_bins=config.temporal_bins,
         spatial_cells=config.spatial_cells,
         pixel_cells=config.pixel_cells,
         batch_clips=config.batch_clips,
     )
-    extract(folder, wanted, extractor=extractor, finished=workspace.monitor.advance)
+    extract(folder, missing, extractor=extractor, finished=workspace.monitor.advance)
     return len(missing)
 
 
-def _judge(
-    config: Config, questions: Sequence[Question], shards: Mapping[int, Sequence[Clip]], *, folder: Path, workspace: Workspace
-) -> list[Findings]:
-    kinds = {PRETRAINED: [PRETRAINED], UNTRAINED: [_seeded(seed) for seed in config.seeds]}
-    kinds |= {name: [name] for name in pixels.TITLES}
-    num_runs = sum(map(len, kinds.values()))
-    workspace.monitor.begin("probes", total=len(questions) * len(config.probes) * num_runs)
-    return judge(
-        questions,
+def _encoders(config: Config, pretrain: Artifact) -> dict[str, VideoEncoder]:
+    """Every encoder to read, by the name of its features."""
+    networks = {PRETRAINED: load_encoder(pretrain)}
+    networks |= {_seeded(seed): untrained_encoder(pretrain, seed) for seed in config.seeds}
+    patching = geometry(pretrain).model.patching
+    own = {name: OwnEncoder(network.to(device()), patching, device()) for name, network in networks.items()}
+    return {**own, **{one.name: one.load(device()) for one in config.others}}
+
+
+def _read(
+    config: Config,
+    questions: Sequence[Question],
+    units: Mapping[FeatureUnit, Sequence[Look]],
+    *,
+    scored: Sequence[Clip],
+    folder: Path,
+    workspace: Workspace,
+) -> tuple[Readings, Samples]:
+    asked = [one for one in questions if not one.asking.parts]
+    runs = [run for names in config.kinds.values() for run in names]
+    workspace.monitor.begin("probes", total=len(asked) * len(config.probes) * len(runs))
+    return read_all(
+        asked,
         probes=config.probes,
-        kinds=kinds,
-        load=lambda name: load(folder, name, shards),
+        measures=config.measures,
+        runs=runs,
+        load=lambda name: load(folder, name, units, scored),
+        folder=folder,
         finished=workspace.monitor.advance,
     )
-
-
-def _chosen(asked: Question, scored: Sequence[Clip], count: int) -> list[Clip]:
-    """Tested clips to show, of as many different classes as there are, by clip id within a class."""
-    by_class: dict[int, list[str]] = {}
-    by_id = {scored[asked.rows[position]].clip_id: position for position in asked.tested}
-    for clip_id in sorted(by_id):
-        by_class.setdefault(int(asked.classes[by_id[clip_id]]), []).append(clip_id)
-    turns = sorted((turn, number, clip_id) for number, ids in by_class.items() for turn, clip_id in enumerate(ids))
-    return [scored[asked.rows[by_id[clip_id]]] for _, _, clip_id in turns[:count]]
 
 
 def _seeded(seed: int) -> str:
     return f"{UNTRAINED}-{seed}"
 
 
-def _pictures(
-    inputs: Mapping[str, Artifact], chosen: Sequence[Clip], *, targets: TargetReader, frames: ClipFrames
-) -> list[tuple[Clip, Picture]]:
-    painter = Painter.of(inputs, device())
-    shown = []
-    for clip in chosen:
-        place = targets.place(clip, 0)
-        view, stored = stored_view(place), targets.read(place)
-        pixels_seen = cut(frames, clip, view, painter.geometry.views.num_frames)
-        shown.append((clip, painter.paint(pixels_seen, view, stored)))
-    return shown
-
-
-def _publish(
+def _report(
     config: Config,
     inputs: Mapping[str, Artifact],
     findings: Sequence[Findings],
-    shown: Sequence[tuple[Clip, Picture]],
+    answered: Mapping[Key, Answers],
     *,
-    folder: Path,
+    footage: Footage,
     workspace: Workspace,
-) -> None:
-    titles = {PRETRAINED: "pretrained encoder", UNTRAINED: "same encoder, untrained", **pixels.TITLES}
-    titles |= {probe.name: probe.title for probe in config.probes}
-    report = Report(
+) -> Report:
+    first = findings[0].question
+    own = answered[first.label, findings[0].scores[0].probe, PRETRAINED]
+    shown = examples(first, own, config.num_examples)
+    return Report(
         dataset=inputs["shard"].folder.name,
-        facts=summary.facts(inputs, findings[0].question, config.model_dump(mode="json")),
-        asked=[answer(found, number=number, titles=titles) for number, found in enumerate(findings)],
-        pictures=[
-            clip_exhibit(picture, clip, number=number, labels=config.labels, num_frames=config.num_picture_frames)
-            for number, (clip, picture) in enumerate(shown)
-        ],
+        facts=summary.facts(inputs, first, config.model_dump(mode="json")),
+        asked=[answer(found, number=number, titles=config.titles) for number, found in enumerate(findings)],
+        examples=[example_exhibit(one, footage, number, config.num_picture_frames) for number, one in enumerate(shown)],
+        pictures=_pictures(config, inputs, first, footage),
         curves=[curve for stage in ("tokenizer", "pretrain") if (curve := curve_exhibit(stage, inputs[stage]))],
         origins=[summary.origin(stage, made, workspace.relative(made.folder)) for stage, made in inputs.items()],
         quarantine=summary.quarantine(inputs["shard"]),
-        titles=titles,
+        titles=config.titles,
     )
+
+
+def _pictures(config: Config, inputs: Mapping[str, Artifact], asked: Question, footage: Footage) -> list[Shown]:
+    painter = Painter.of(inputs, device())
+    shown = []
+    for number, place in enumerate(varied(asked, asked.tested, config.num_pictures)):
+        clip = asked.clips[place]
+        stored = footage.targets.read(footage.targets.place(clip, 0))
+        picture = painter.paint(footage.pixels(clip), footage.first(clip), stored)
+        shown.append(clip_exhibit(picture, clip, number=number, labels=config.columns, num_frames=config.num_picture_frames))
+    return shown
+
+
+def _publish(report: Report, findings: Sequence[Findings], folder: Path) -> None:
     for figure in report.figures:
         publish_bytes(folder / "figures" / f"{figure.name}.png", figure.png)
     publish_bytes(folder / "metrics.json", _metrics(findings))
@@ -240,6 +321,7 @@ def _metrics(findings: Sequence[Findings]) -> bytes:
             "num_shared_groups": found.question.num_shared_groups,
             "scores": [dataclasses.asdict(one) for one in found.scores],
             "comparisons": [dataclasses.asdict(one) for one in found.comparisons],
+            "measures": [dataclasses.asdict(one) for one in found.measures],
         }
         for found in findings
     ]

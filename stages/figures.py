@@ -17,7 +17,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import PercentFormatter
 
 from stages.pictures import RANDOM, TOP, VISIBLE, Frames, Picture
-from stages.scoring import Score
+from stages.scoring import Bucket, Score
 
 ROLE_COLOURS: Mapping[int, str] = MappingProxyType({VISIBLE: "#0072B2", TOP: "#D55E00", RANDOM: "#F0E442"})
 """Told apart by readers with any colour vision. Source: M. Okabe and K. Ito, 2008."""
@@ -29,7 +29,7 @@ _CURVE_TITLES = {
     "psnr_db": "PSNR of the reconstruction, dB",
     "loss_over_constant": "loss over that of the best constant prediction",
 }
-_PROBE_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _INK = "#222222"
 _DPI = 100
 _CELL_PX, _GAP_PX = 128, 4
@@ -72,7 +72,7 @@ def curves(history: Sequence[Mapping[str, float]], names: Sequence[str]) -> byte
     figure = Figure(figsize=(5.2 * max(1, len(shown)), 2.9), dpi=_DPI, layout="constrained")
     axes = figure.subplots(1, max(1, len(shown)), squeeze=False)[0]
     for axis, name in zip(axes, shown, strict=False):
-        axis.plot([row["step"] for row in history], [row[name] for row in history], color=_PROBE_COLOURS[0], linewidth=1.4)
+        axis.plot([row["step"] for row in history], [row[name] for row in history], color=_COLOURS[0], linewidth=1.4)
         axis.set_title(_CURVE_TITLES.get(name, name), fontsize=10, color=_INK)
         axis.set_xlabel("step", fontsize=9, color=_INK)
         if name == "loss_over_constant":
@@ -101,7 +101,7 @@ def accuracies(scores: Sequence[Score], *, titles: Mapping[str, str], chance: fl
         height = np.array([features.index(score.features) for score in shown]) + 0.16 * (number - (len(probes) - 1) / 2)
         value = np.array([score.accuracy for score in shown])
         reach = np.abs(np.array([score.interval for score in shown]).T - value)
-        colour = _PROBE_COLOURS[number % len(_PROBE_COLOURS)]
+        colour = _COLOURS[number % len(_COLOURS)]
         axis.errorbar(value, height, xerr=reach, fmt="o", color=colour, markersize=5, capsize=3, label=titles.get(probe, probe))
     axis.set_yticks(range(len(features)), [titles.get(name, name) for name in features])
     axis.set(xlim=(0, 1), ylim=(len(features) - 0.5, -0.5))
@@ -109,6 +109,69 @@ def accuracies(scores: Sequence[Score], *, titles: Mapping[str, str], chance: fl
     axis.set_xlabel("accuracy on the test clips, with 95 % intervals", fontsize=9, color=_INK)
     figure.legend(loc="outside upper right", ncols=len(probes) + 1, fontsize=9, frameon=False)
     _plain(axis)
+    return _png(figure)
+
+
+def bucketed(found: Mapping[str, Sequence[Bucket]], *, titles: Mapping[str, str], chance: float) -> bytes:
+    """Accuracies on clips of different length, one line per kind of features.
+
+    Args:
+        found: the buckets of every kind of features, the same ones for all.
+        titles: what to call features.
+        chance: the accuracy of a blind guess.
+    """
+    names = [f"{bucket.name}\n{bucket.num_clips} clips" for bucket in next(iter(found.values()))]
+    figure = Figure(figsize=(8.6, 3.4), dpi=_DPI, layout="constrained")
+    axis = figure.subplots()
+    axis.axhline(chance, color="#888888", linewidth=1, linestyle="--", label="chance")
+    for number, (kind, buckets) in enumerate(found.items()):
+        place = np.arange(len(buckets)) + 0.08 * (number - (len(found) - 1) / 2)
+        value = np.array([bucket.accuracy for bucket in buckets])
+        reach = np.abs(np.array([bucket.interval for bucket in buckets]).T - value)
+        colour = _COLOURS[number % len(_COLOURS)]
+        axis.errorbar(place, value, yerr=reach, fmt="o-", color=colour, markersize=5, capsize=3, label=titles.get(kind, kind))
+    axis.set_xticks(range(len(names)), names)
+    axis.set(ylim=(0, 1))
+    axis.yaxis.set_major_formatter(PercentFormatter(xmax=1, symbol=" %"))
+    axis.set_ylabel("accuracy, with 95 % intervals", fontsize=9, color=_INK)
+    figure.legend(loc="outside upper right", ncols=len(found) + 1, fontsize=9, frameon=False)
+    _plain(axis)
+    return _png(figure)
+
+
+def confusion(counts: npt.NDArray[np.int64], names: Sequence[str]) -> bytes:
+    """Which class was taken for which: a row per true class, a column per class that was said.
+
+    Args:
+        counts: tested clips ``[K K]``.
+        names: of the classes.
+    """
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    side = 1.6 + 0.42 * len(names)
+    figure = Figure(figsize=(side + 1, side), dpi=_DPI, layout="constrained")
+    axis = figure.subplots()
+    axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for (y, x), count in np.ndenumerate(counts):
+        if count:
+            axis.text(x, y, str(count), ha="center", va="center", fontsize=8, color="white" if shares[y, x] > 0.5 else _INK)
+    axis.set_xticks(range(len(names)), names, rotation=90, fontsize=8)
+    axis.set_yticks(range(len(names)), names, fontsize=8)
+    axis.set_xlabel("said", fontsize=9, color=_INK)
+    axis.set_ylabel("true", fontsize=9, color=_INK)
+    return _png(figure)
+
+
+def strip(frames: Frames, num_columns: int) -> bytes:
+    """A few frames of a clip side by side, spread evenly over it.
+
+    Args:
+        frames: the recorded ones, ``uint8 [T H W C]``.
+        num_columns: how many to show.
+    """
+    chosen = np.linspace(0, len(frames) - 1, num_columns).round().astype(int)
+    canvas, _ = _mosaic([list(frames[chosen])])
+    figure = Figure(figsize=(canvas.shape[1] / _DPI, canvas.shape[0] / _DPI), dpi=_DPI)
+    figure.figimage(canvas, 0, 0)
     return _png(figure)
 
 

@@ -5,14 +5,22 @@ same clips.
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from stages.errors import ConfigError
 from stages.evals import Classes
 from stages.storage.index import Clip, Index
+
+JOINER = " + "
+"""Between the parts of a joint class, such as ``cut + bread``."""
+
+Truth = npt.NDArray[np.bool_]
+"""Whether each clip shows each class, ``[n K]``."""
 
 
 class Split(NamedTuple):
@@ -22,17 +30,58 @@ class Split(NamedTuple):
     test: Classes
 
 
+class Asking(NamedTuple):
+    """What to ask of the clips."""
+
+    label: str
+    """The label column that holds the classes; a name of its own for a joint question."""
+    is_multi_label: bool = False
+    """Whether a clip may carry several classes."""
+    parts: tuple[str, ...] = ()
+    """The columns that a joint question is made of: its answer is right only if every part is."""
+
+    def classes(self, clip: Clip) -> tuple[str, ...]:
+        """What a clip shows; nothing where it is not asked of this clip.
+
+        Raises:
+            ConfigError: it carries several classes and may not.
+        """
+        if self.is_multi_label:
+            return clip.labels.get(self.label, ())
+        found = [clip.label(column) for column in self.parts or (self.label,)]
+        return (JOINER.join(map(str, found)),) if all(found) else ()
+
+
 @dataclasses.dataclass(frozen=True)
 class Question:
     """One label that a probe has to tell: the clips that carry it, their classes, and how they are split."""
 
-    label: str
+    asking: Asking
+    clips: tuple[Clip, ...]
+    """Those that carry the label; everything below but ``class_names`` counts within these."""
     rows: Classes
-    """Which of the scored clips carry the label; ``classes``, ``groups`` and ``splits`` count within these."""
+    """Which of the scored clips they are."""
     class_names: tuple[str, ...]
-    classes: Classes
-    groups: Classes
+    truth: Truth
+    group_names: tuple[str, ...]
+    """What each clip belongs to, such as a take."""
     splits: tuple[Split, ...]
+
+    @property
+    def label(self) -> str:
+        """What it is called."""
+        return self.asking.label
+
+    @functools.cached_property
+    def classes(self) -> Classes:
+        """The class of every clip; the first one of several."""
+        found: Classes = self.truth.argmax(axis=1)
+        return found
+
+    @functools.cached_property
+    def groups(self) -> Classes:
+        """The number of each clip's group."""
+        return _numbered(self.group_names)
 
     @property
     def tested(self) -> Classes:
@@ -48,15 +97,15 @@ class Question:
     @property
     def uniform_chance(self) -> float:
         """The accuracy of a blind guess."""
-        return 1 / len(self.class_names)
+        return float(self.truth[self.tested].mean())
 
     @property
     def majority_chance(self) -> float:
         """The accuracy of always naming the most frequent class of the clips that teach; the lowest among equals."""
         hits = 0
         for split in self.splits:
-            commonest = np.bincount(self.classes[split.train], minlength=len(self.class_names)).argmax()
-            hits += int((self.classes[split.test] == commonest).sum())
+            commonest = self.truth[split.train].sum(axis=0).argmax()
+            hits += int(self.truth[split.test, commonest].sum())
         return hits / len(self.tested)
 
 
@@ -76,12 +125,14 @@ def scored_clips(clips: Index, where: Mapping[str, str], labels: Sequence[str]) 
     return labelled
 
 
-def question(clips: Sequence[Clip], label: str, *, split_label: str, folds: int | None, group_label: str | None) -> Question:
+def question(
+    clips: Sequence[Clip], asking: Asking, *, split_label: str, folds: int | None, group_label: str | None
+) -> Question:
     """How one label is asked of the clips that carry it.
 
     Args:
         clips: the scored clips.
-        label: the label column that holds the classes.
+        asking: the label.
         split_label: the column whose values ``train`` and ``test`` (without any: ``val``) split the clips; used when ``folds``
             is ``None``.
         folds: parts of a grouped k-fold instead, in which every clip is tested once.
@@ -90,19 +141,21 @@ def question(clips: Sequence[Clip], label: str, *, split_label: str, folds: int 
     Raises:
         ConfigError: a column is missing, has too few values for the split, or several on one clip.
     """
-    rows = np.array([row for row, clip in enumerate(clips) if clip.labels.get(label)], dtype=np.int64)
-    asked = [clips[row] for row in rows]
+    carried = {row: found for row, clip in enumerate(clips) if (found := asking.classes(clip))}
+    asked = tuple(clips[row] for row in carried)
     if not asked:
-        raise ConfigError(f"evaluate.label {label!r} is on none of {len(clips)} scored clips; {_known_labels(clips)}")
-    carried = [str(clip.label(label)) for clip in asked]
-    names = tuple(sorted(set(carried), key=_natural_order))
-    groups = _numbered([_group(clip, group_label, required=folds is not None) for clip in asked])
-    numbers = {name: number for number, name in enumerate(names)}
-    classes = np.array([numbers[name] for name in carried], dtype=np.int64)
-    splits = _by_column(asked, split_label) if folds is None else _by_fold(groups, folds)
-    if any(len(np.unique(classes[split.train])) < 2 for split in splits):
-        raise ConfigError(f"evaluate.label {label!r}: the clips to learn from show a single class; a probe needs two or more")
-    return Question(label=label, rows=rows, class_names=names, classes=classes, groups=groups, splits=splits)
+        raise ConfigError(f"evaluate.label {asking.label!r} is on none of {len(clips)} scored clips; {_known_labels(clips)}")
+    names = tuple(sorted({name for found in carried.values() for name in found}, key=_natural_order))
+    truth = np.array([[name in found for name in names] for found in map(set, carried.values())])
+    groups = tuple(_group(clip, group_label, required=folds is not None) for clip in asked)
+    splits = _by_column(asked, split_label) if folds is None else _by_fold(_numbered(groups), folds)
+    for taught in (truth[split.train] for split in splits):
+        if not (taught.any(axis=0) & ~taught.all(axis=0)).any():
+            raise ConfigError(
+                f"evaluate.label {asking.label!r}: the clips to learn from show a single class; a probe needs two or more"
+            )
+    rows = np.array(list(carried), dtype=np.int64)
+    return Question(asking=asking, clips=asked, rows=rows, class_names=names, truth=truth, group_names=groups, splits=splits)
 
 
 def _group(clip: Clip, group_label: str | None, *, required: bool) -> str:

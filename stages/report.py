@@ -10,7 +10,7 @@ import jinja2
 from markupsafe import Markup
 
 from stages.protocol import Question
-from stages.scoring import Comparison, Score
+from stages.scoring import Comparison, Estimate, Measured, Score
 from stages.summary import Fact, Origin, Quarantine, percent, points, probability, span
 
 TEMPLATE = "report.html.jinja"
@@ -35,11 +35,12 @@ class Asked:
     sentences: Sequence[str]
     scores: Sequence[Score]
     comparisons: Sequence[Comparison]
-    chart: Shown
+    measures: Sequence[Measured]
+    charts: Sequence[Shown]
 
     @property
     def probes(self) -> list[str]:
-        """The probes, in the order of the recipe."""
+        """The readers, in the order of the recipe."""
         return list(dict.fromkeys(score.probe for score in self.scores))
 
     @property
@@ -47,14 +48,33 @@ class Asked:
         """The kinds of features, the pretrained encoder's first."""
         return list(dict.fromkeys(score.features for score in self.scores))
 
-    def score(self, features: str, probe: str) -> Score:
-        """One cell of the table."""
-        return next(score for score in self.scores if (score.features, score.probe) == (features, probe))
+    def score(self, features: str, probe: str) -> Score | None:
+        """One cell of the table; ``None`` where this reader did not read these features."""
+        return next((score for score in self.scores if (score.features, score.probe) == (features, probe)), None)
 
     def comparison(self, baseline: str, probe: str) -> Comparison | None:
         """How the pretrained encoder stands to one kind of features; ``None`` for itself."""
-        found = [one for one in self.comparisons if (one.baseline, one.probe) == (baseline, probe)]
-        return found[0] if found else None
+        return next((one for one in self.comparisons if (one.baseline, one.probe) == (baseline, probe)), None)
+
+    @property
+    def details(self) -> list[tuple[str, str]]:
+        """The further numbers that some score has: what they are called, and the field."""
+        named = {
+            "Top 5": "top5_accuracy",
+            "Mean over classes": "mean_class_accuracy",
+            "mAP": "mean_average_precision",
+            "Calibration error": "calibration_error",
+        }
+        return [(title, field) for title, field in named.items() if any(getattr(score, field) for score in self.scores)]
+
+    @property
+    def measured(self) -> list[tuple[str, str]]:
+        """Every number that was measured: the measure and the name of the number."""
+        return list(dict.fromkeys((one.measure, name) for one in self.measures for name in one.values))
+
+    def estimate(self, features: str, measure: str, name: str) -> Estimate | None:
+        """One measured number; ``None`` where the clips did not suffice."""
+        return next((one.values.get(name) for one in self.measures if (one.features, one.measure) == (features, measure)), None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +84,8 @@ class Report:
     dataset: str
     facts: Sequence[Fact]
     asked: Sequence[Asked]
+    examples: Sequence[Shown]
+    """Tested clips with what was said of them."""
     pictures: Sequence[Shown]
     curves: Sequence[Shown]
     origins: Sequence[Origin]
@@ -74,7 +96,7 @@ class Report:
     @property
     def figures(self) -> list[Shown]:
         """Every figure, in the order of the page."""
-        return [*(asked.chart for asked in self.asked), *self.pictures, *self.curves]
+        return [*(chart for asked in self.asked for chart in asked.charts), *self.examples, *self.pictures, *self.curves]
 
 
 def render(report: Report) -> bytes:

@@ -75,9 +75,10 @@ def headline(
     probe = scores[0].probe
     own = next(score for score in scores if score.features == PRETRAINED and score.probe == probe)
     against = {comparison.baseline: comparison for comparison in comparisons if comparison.probe == probe}
+    named = "a right class for" if question.asking.is_multi_label else "the right class for"
     first = (
         f"“{question.label}”, {len(question.class_names)} classes: from the pretrained encoder’s features a simple probe "
-        f"({titles[probe]}) names {percent(own.accuracy)} of {own.num_test} test clips rightly (95 % interval "
+        f"({titles[probe]}) names {named} {percent(own.accuracy)} of {own.num_test} test clips (95 % interval "
         f"{span(own.interval)}); a blind guess {percent(question.uniform_chance)}."
     )
     others = [score for score in scores if score.probe == probe and score.features != PRETRAINED]
@@ -152,7 +153,17 @@ def _scored(question: Question, config: Mapping[str, Any]) -> str:
         else f"{config['folds']}-fold, each clip tested once, whole groups of “{config['group_label'] or 'source'}” held out"
     )
     torn = f"; {question.num_shared_groups} groups are on both sides of a split" if question.num_shared_groups else ""
-    return f"{len(question.rows)} clips" + (f" with {chosen}" if chosen else "") + f"; {how}{torn}"
+    asked = f"{len(question.rows)} clips" + (f" with {chosen}" if chosen else "")
+    return f"{asked}; {how}{torn}; {_views(config['views'])}"
+
+
+def _views(views: Mapping[str, int]) -> str:
+    if views["temporal"] == views["spatial"] == 1:
+        return "one view of each tested clip, its start and centre"
+    return (
+        f"up to {views['temporal']} x {views['spatial']} views of each tested clip (starts x parts of the frame), their "
+        "probabilities averaged"
+    )
 
 
 def origin(stage: str, made: Artifact, folder: str) -> Origin:

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from stages.evals import Classes, Features, ProbeConfig, standardised
+from stages.evals import Classes, Features, ProbeConfig, Scores, flattened, placed, standardised
 
 
 class Config(ProbeConfig):
@@ -21,12 +21,13 @@ class Config(ProbeConfig):
         """With its number of neighbours."""
         return f"{self.num_neighbours} nearest neighbours"
 
-    def fit_predict(self, features: Features, classes: Classes, *, groups: Classes, test_features: Features) -> Classes:
-        """The class with the largest vote; among equal votes the lowest class."""
+    def scores(
+        self, features: Features, classes: Classes, *, num_classes: int, groups: Classes, test_features: Features
+    ) -> Scores:
+        """Every class's share of the vote."""
         from sklearn.neighbors import KNeighborsClassifier  # takes seconds, and most commands only read the config
 
-        train, test = standardised(features, test_features)
+        train, test = standardised(flattened(features), flattened(test_features))
         voters = min(self.num_neighbours, len(classes))
-        probe = KNeighborsClassifier(voters, weights="distance", metric="cosine", algorithm="brute")
-        predicted: Classes = probe.fit(train, classes).predict(test)
-        return predicted
+        probe = KNeighborsClassifier(voters, weights="distance", metric="cosine", algorithm="brute").fit(train, classes)
+        return placed(probe.predict_proba(test), probe.classes_, num_classes)

@@ -3,13 +3,12 @@
 scikit-learn is imported where it is used: it takes seconds, and most commands only read the config.
 """
 
-from collections.abc import Iterator
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field
 
-from stages.evals import Classes, Features, ProbeConfig, standardised
+from stages.evals import Classes, Features, ProbeConfig, Scores, flattened, inner_splits, placed, standardised
 
 
 class Config(ProbeConfig):
@@ -33,44 +32,38 @@ class Config(ProbeConfig):
         """The usual name."""
         return "linear probe"
 
-    def fit_predict(self, features: Features, classes: Classes, *, groups: Classes, test_features: Features) -> Classes:
-        """The most probable class."""
-        train, test = rotated(*standardised(features, test_features))
-        return self._predict(self.choose_penalty(train, classes, groups), train, classes, test)
+    def scores(
+        self, features: Features, classes: Classes, *, num_classes: int, groups: Classes, test_features: Features
+    ) -> Scores:
+        """The probabilities of the regression."""
+        train, test = rotated(*standardised(flattened(features), flattened(test_features)))
+        probe = self._fitted(self.choose_penalty(train, classes, groups), train, classes)
+        return placed(probe.predict_proba(test), probe.classes_, num_classes)
 
     def choose_penalty(self, features: Features, classes: Classes, groups: Classes) -> float:
-        """The candidate with the most hits on held-out clips; the strongest penalty where nothing can be held out."""
+        """The candidate with the most hits on held-out clips; the strongest penalty where nothing can be held out.
+
+        Args:
+            features: standardised, ``[n d]``.
+            classes: their classes.
+            groups: which of them belong together.
+        """
         candidates = sorted(self.inverse_penalties)
         hits = dict.fromkeys(candidates, 0)
-        for kept, held_out in self._splits(classes, groups):
-            for penalty in candidates if len(candidates) > 1 else ():
-                predicted = self._predict(penalty, features[kept], classes[kept], features[held_out])
-                hits[penalty] += int((predicted == classes[held_out]).sum())
+        for kept, held_out in inner_splits(classes, groups, self.inner_folds) if len(candidates) > 1 else ():
+            for penalty in candidates:
+                probe = self._fitted(penalty, features[kept], classes[kept])
+                hits[penalty] += int((probe.predict(features[held_out]) == classes[held_out]).sum())
         return max(candidates, key=lambda penalty: hits[penalty])  # the first of equals, and they are sorted
 
-    def _splits(self, classes: Classes, groups: Classes) -> Iterator[tuple[Classes, Classes]]:
-        from sklearn.model_selection import GroupKFold, StratifiedKFold
-
-        num_groups = len(np.unique(groups))
-        smallest_class = int(np.unique(classes, return_counts=True)[1].min())
-        if num_groups < len(groups) and num_groups > 1:
-            splits = GroupKFold(min(self.inner_folds, num_groups)).split(classes, classes, groups)
-        elif num_groups == len(groups) and smallest_class > 1:
-            splits = StratifiedKFold(min(self.inner_folds, smallest_class)).split(classes, classes)
-        else:
-            return
-        yield from ((kept, held_out) for kept, held_out in splits if len(np.unique(classes[kept])) > 1)
-
-    def _predict(self, penalty: float, features: Features, classes: Classes, test_features: Features) -> Classes:
+    def _fitted(self, penalty: float, features: Features, classes: Classes) -> Any:
         from sklearn.linear_model import LogisticRegression
 
-        probe = LogisticRegression(C=penalty, max_iter=self.max_iterations).fit(features, classes)
-        predicted: Classes = probe.predict(test_features)
-        return predicted
+        return LogisticRegression(C=penalty, max_iter=self.max_iterations).fit(features, classes)
 
 
 def rotated(features: Features, test_features: Features) -> tuple[Features, Features]:
-    """Both sets in the coordinates that the first one spans, no more of them than it has clips.
+    """Both sets, ``[n d]``, in the coordinates that the first one spans, no more of them than it has clips.
 
     An L2 penalty sees lengths alone and the solution lies in that span, so the probe stays the same and costs less.
     """

@@ -8,7 +8,7 @@ from PIL import Image
 
 from stages import figures
 from stages.pictures import RANDOM, TOP, UNUSED, VISIBLE, Picture
-from stages.scoring import Interval, Score
+from stages.scoring import Bucket, Interval, Score
 
 
 def picture(predicted: bool = True) -> Picture:
@@ -69,3 +69,24 @@ def test_accuracies_are_drawn_alike() -> None:
     drawn = [figures.accuracies(scores, titles={"knn": "nearest"}, chance=0.25) for _ in range(2)]
     assert drawn[0] == drawn[1]
     assert pixels(drawn[0]).std() > 0
+
+
+def test_accuracies_by_length_are_drawn_alike() -> None:
+    buckets = [Bucket(name, 0.5, Interval(0.4, 0.7), 10) for name in ("0–4 s", "4–8 s")]
+    found = {"pretrained": buckets, "untrained": buckets}
+    drawn = [figures.bucketed(found, titles={}, chance=0.25) for _ in range(2)]
+    assert drawn[0] == drawn[1]
+    assert pixels(drawn[0]).std() > 0
+
+
+def test_confusions_are_darker_where_more_clips_are() -> None:
+    right, wrong = (pixels(figures.confusion(np.array(counts), ["a", "b"])) for counts in ([[9, 0], [0, 9]], [[0, 9], [9, 0]]))
+    assert right.shape == wrong.shape
+    assert (right != wrong).any()
+
+
+@pytest.mark.parametrize("number", [0, 7])
+def test_a_strip_shows_the_first_and_the_last_frame_unchanged(number: int) -> None:
+    clip = picture().original
+    page = pixels(figures.strip(clip, 3))
+    assert holds(page, clip[number].repeat(4, axis=0).repeat(4, axis=1))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from stages.errors import ConfigError
-from stages.protocol import Question, question, scored_clips
+from stages.protocol import Asking, Question, question, scored_clips
 from stages.storage.index import Clip, Index
 from tests.stages.clip_files import member, snapshot
 
@@ -41,9 +41,16 @@ def clips(num_clips: int, num_groups: int = 4) -> list[Clip]:
 
 
 def ask(
-    asked: Sequence[Clip], *, label: str = "class", folds: int | None = None, group_label: str | None = "group"
+    asked: Sequence[Clip],
+    *,
+    label: str = "class",
+    folds: int | None = None,
+    group_label: str | None = "group",
+    is_multi_label: bool = False,
+    parts: tuple[str, ...] = (),
 ) -> Question:
-    return question(asked, label, split_label="split", folds=folds, group_label=group_label)
+    asking = Asking(label, is_multi_label, parts)
+    return question(asked, asking, split_label="split", folds=folds, group_label=group_label)
 
 
 def test_the_split_column_says_who_teaches_and_who_is_tested() -> None:
@@ -106,6 +113,32 @@ def test_a_label_with_several_values_cannot_be_asked() -> None:
     several = dataclasses.replace(clip(0, {}), labels={"class": ("a", "b"), "split": ("train",)})
     with pytest.raises(ConfigError, match=r"has 2 values in 'class': a, b; name a column with one value per clip"):
         ask([several, *clips(9)])
+
+
+def with_values(number: int, values: tuple[str, ...], part: str) -> Clip:
+    return dataclasses.replace(clip(number, {"split": part}), labels={"verbs": values, "split": (part,)} if values else {})
+
+
+def test_a_multi_label_has_all_its_values_and_its_own_chance() -> None:
+    carried = [("cut", "take"), ("take",), ("wash",), ("take",), ("cut", "wash")]
+    asked = [with_values(number, found, "train" if number < 3 else "test") for number, found in enumerate(carried)]
+    found = ask([*asked, with_values(9, (), "test")], label="verbs", is_multi_label=True)
+    assert found.class_names == ("cut", "take", "wash")
+    assert found.truth.tolist() == [[1, 1, 0], [0, 1, 0], [0, 0, 1], [0, 1, 0], [1, 0, 1]]
+    assert found.uniform_chance == 0.5  # three of six cells of the tested clips are true
+    assert found.majority_chance == 0.5  # "take" is on one of the two
+
+
+def test_a_joint_label_is_asked_of_the_clips_that_carry_every_part() -> None:
+    parts = [("cut", "bread"), ("take", "knife"), ("cut", ""), ("take", "bread"), ("cut", "bread")]
+    asked = [
+        clip(number, {"verb": verb, "split": "train" if number < 3 else "test", **({"noun": noun} if noun else {})})
+        for number, (verb, noun) in enumerate(parts)
+    ]
+    found = ask(asked, label="action", parts=("verb", "noun"))
+    assert found.rows.tolist() == [0, 1, 3, 4]
+    assert found.class_names == ("cut + bread", "take + bread", "take + knife")
+    assert found.classes.tolist() == [0, 2, 1, 0]
 
 
 def test_chance_is_that_of_a_blind_and_of_a_constant_guess() -> None:

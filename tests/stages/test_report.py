@@ -1,18 +1,24 @@
 """The page needs nothing but itself, runs nothing, and takes no text for markup."""
 
+import dataclasses
 import html.parser
 import re
 
-import numpy as np
 import pytest
 
-from stages.protocol import Question, Split
 from stages.report import Asked, Report, Shown, render
-from stages.scoring import Comparison, Interval, Score
+from stages.scoring import Comparison, Estimate, Interval, Measured, Score
 from stages.summary import Fact, Origin, Quarantine, headline, percent, points, probability, span
+from tests.stages import questions
 
 EVIL = "<script>alert('1')</script>\"&.mp4"
-TITLES = {"pretrained": "pretrained encoder", "untrained": "same encoder, untrained", "knn": "nearest neighbours"}
+TITLES = {
+    "pretrained": "pretrained encoder",
+    "untrained": "same encoder, untrained",
+    "knn": "nearest neighbours",
+    "fine_tuning": "fine-tuning",
+    "retrieval": "retrieval",
+}
 
 
 class Page(html.parser.HTMLParser):
@@ -40,10 +46,13 @@ def compared(p_value: float, difference: float = 0.2) -> Comparison:
 
 
 def asked() -> Asked:
-    rows = np.arange(4)
-    question = Question(EVIL, rows, ("a", "b"), rows % 2, rows, (Split(rows[:2], rows[2:]),))
+    question = questions.asked([0, 1, 0, 1], [((0, 1), (2, 3))], label=EVIL, names=["a", "b"])
     chart = Shown("accuracy-00", f"Accuracy on {EVIL}", "A caption.", b"png bytes")
-    return Asked(question, [f"About {EVIL}."], [scored("pretrained", 0.4), scored("untrained", 0.2)], [compared(0.01)], chart)
+    retrieval = Measured("class", "retrieval", "pretrained", {"recall@5": Estimate(0.62, Interval(0.5, 0.7))})
+    own = dataclasses.replace(scored("pretrained", 0.4), calibration_error=Estimate(0.123, Interval(0.1, 0.2)))
+    fine_tuned = dataclasses.replace(scored("pretrained", 0.55), probe="fine_tuning")
+    scores = [own, scored("untrained", 0.2), fine_tuned]
+    return Asked(question, [f"About {EVIL}."], scores, [compared(0.01)], [retrieval], [chart])
 
 
 def report() -> Report:
@@ -51,6 +60,7 @@ def report() -> Report:
         dataset=EVIL,
         facts=[Fact("Data", EVIL)],
         asked=[asked(), asked()],
+        examples=[Shown("example-00", f"Right: {EVIL}", EVIL, b"png bytes of an example")],
         pictures=[Shown("clip-00", EVIL, EVIL, b"more png bytes")],
         curves=[Shown("curve-pretrain", "Curve", "A caption.", b"yet more")],
         origins=[Origin("shard", "f" * 16, "d" * 64, EVIL, (Fact("clips", "3"),), {"path": EVIL})],
@@ -73,7 +83,7 @@ def test_no_name_becomes_markup(page: bytes) -> None:
 
 def test_nothing_is_loaded_from_anywhere(page: bytes) -> None:
     sources = [value for _, attributes in Page(page).tags for name, value in attributes.items() if name in ("src", "href")]
-    assert len(sources) == 4
+    assert len(sources) == 5
     assert all(source is not None and source.startswith("data:image/png;base64,") for source in sources)
     assert not re.search(rb"url\(|@import|https?://", page)
     policies = [attributes for tag, attributes in Page(page).tags if attributes.get("http-equiv") == "Content-Security-Policy"]
@@ -88,6 +98,18 @@ def test_the_table_holds_the_accuracies_beside_chance(page: bytes) -> None:
     assert "and 2 more" in text
 
 
+def test_a_reader_may_have_read_some_of_the_features_alone(page: bytes) -> None:
+    text = Page(page).text
+    assert "fine-tuning" in text
+    assert "55.0 %" in text
+
+
+def test_calibration_retrieval_and_examples_are_told(page: bytes) -> None:
+    text = Page(page).text
+    for words in ("12.3 %", "10.0 to 20.0 %", "retrieval: recall@5", "62.0 %", "Clips it told rightly and wrongly", "Right: "):
+        assert words in text
+
+
 def test_the_same_findings_give_the_same_page(page: bytes) -> None:
     assert render(report()) == page
 
@@ -99,7 +121,7 @@ def test_the_headline_claims_no_more_than_the_clips_allow() -> None:
         sentence.replace("\N{NO-BREAK SPACE}", " ") for sentence in headline(question, scores, [compared(0.0001)], TITLES)
     ]
     assert certain[0].startswith(f"“{EVIL}”, 2 classes: ")
-    assert "(nearest neighbours) names 40.0 % of 30 test clips rightly (95 % interval 20.0 to 60.0 %)" in certain[0]
+    assert "(nearest neighbours) names the right class for 40.0 % of 30 test clips (95 % interval 20.0 to 60.0 %)" in certain[0]
     assert certain[1] == "Same encoder, untrained: 20.0 %, below the pretrained encoder, and not by chance (p < 0.001)."
     assert "Not told apart" in headline(question, scores, [compared(0.2)], TITLES)[1]
     assert ", above the pretrained encoder" in headline(question, scores, [compared(0.01, difference=-0.2)], TITLES)[1]
