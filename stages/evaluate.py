@@ -12,13 +12,14 @@ from pydantic import Field, model_validator
 
 from models.config import Config as BaseConfig
 from models.extension import extension
-from stages import pixels, summary
+from stages import pixels, summary, tuned_readings
 from stages.device import device
 from stages.encoders import OwnEncoder, VideoEncoder
 from stages.evals import MeasureConfig, ProbeConfig
 from stages.examples import examples, varied
 from stages.exhibits import answer, clip_exhibit, curve_exhibit, example_exhibit
 from stages.features import PRETRAINED, Extractor, Look, extract, load, missing_units
+from stages.fine_tuning import Config as FineTuning
 from stages.foreign import ForeignConfig
 from stages.judgement import Findings, Kinds, answer_all, judge
 from stages.metrics import Answers
@@ -36,10 +37,10 @@ from stages.storage.features import FeatureUnit
 from stages.storage.index import Clip, Index
 from stages.storage.publish import publish_bytes
 from stages.storage.workspace import Workspace
+from stages.tuned_readings import UNTRAINED, pretrained_runs, read_fine_tuned, untrained_run
 
 INPUTS = ("shard", "pretrain", "precompute", "tokenizer")
 VERSION = 3
-UNTRAINED = "untrained"
 
 
 class Config(BaseConfig):
@@ -70,6 +71,8 @@ class Config(BaseConfig):
         default=("few_shot", "retrieval"), validate_default=True
     )
     """What is measured of the features without a probe."""
+    fine_tuning: FineTuning | None = None
+    """Train the whole encoder on the labels as well, once per split and seed; ``None``: leave it frozen."""
     views: MultiViewConfig = MultiViewConfig()
     """How many views of a tested clip are read; probes learn on view 0."""
     seeds: tuple[int, ...] = Field(default=(0, 1, 2), min_length=1)
@@ -96,11 +99,11 @@ class Config(BaseConfig):
     @model_validator(mode="after")
     def _names_tell_apart(self) -> Self:
         readers = [one.name for one in (*self.probes, *self.measures)]
-        features = [PRETRAINED, UNTRAINED, *map(_seeded, self.seeds), *pixels.TITLES, *(one.name for one in self.others)]
+        runs = [run for kind, names in self.kinds.items() for run in dict.fromkeys((kind, *names))]
         for field, names in (
             ("label and extra_labels", self.labels),
             ("probes and measures", readers),
-            ("others and our own features", features),
+            ("others and our own features", runs),
         ):
             if len(set(names)) < len(names):
                 raise ValueError(f"{field} name something twice: {', '.join(names)}")
@@ -139,15 +142,24 @@ class Config(BaseConfig):
 
     @property
     def kinds(self) -> Kinds:
-        """Per kind of features the names of its runs."""
-        alone = [*(one.name for one in self.others), *pixels.TITLES]
-        seeded = [(PRETRAINED, [PRETRAINED]), (UNTRAINED, [_seeded(seed) for seed in self.seeds])]
-        return dict([*seeded, *((name, [name]) for name in alone)])
+        """Per kind of features the names of its runs, those of fine-tuning included."""
+        tuned = self.fine_tuning.seeds if self.fine_tuning else ()
+        untrained = [untrained_run(seed) for seed in dict.fromkeys((*self.seeds, *tuned))]
+        return {PRETRAINED: pretrained_runs(self.fine_tuning), UNTRAINED: untrained, **{name: [name] for name in self._alone}}
+
+    @property
+    def frozen_runs(self) -> tuple[str, ...]:
+        """The names of all features that are read as they are."""
+        return (PRETRAINED, *map(untrained_run, self.seeds), *self._alone)
+
+    @property
+    def _alone(self) -> tuple[str, ...]:
+        return (*(one.name for one in self.others), *pixels.TITLES)
 
     @property
     def titles(self) -> dict[str, str]:
         """What a person calls features, probes and measures."""
-        readers = {one.name: one.title for one in (*self.probes, *self.measures)}
+        readers = {one.name: one.title for one in (*self.probes, *self.measures)} | {tuned_readings.NAME: tuned_readings.TITLE}
         features = {PRETRAINED: "pretrained encoder", UNTRAINED: "same encoder, untrained", **pixels.TITLES}
         return {**features, **{one.name: one.name for one in self.others}, **readers}
 
@@ -172,6 +184,7 @@ def _make(config: Config, inputs: Mapping[str, Artifact], workspace: Workspace, 
     units = _units(config, scored, questions, footage)
     units_done = _extract(config, inputs, units, footage=footage, folder=folder, workspace=workspace)
     readings, samples = _read(config, questions, units, scored=scored, folder=folder, workspace=workspace)
+    readings |= _fine_tuned(config, inputs, questions, footage=footage, folder=folder, workspace=workspace)
     answered = answer_all(questions, readings)
     findings = judge(questions, answered, samples, kinds=config.kinds, view_frames=footage.view_frames)
     write_predictions(folder / PREDICTIONS, questions, answered, view_frames=footage.view_frames)
@@ -234,7 +247,7 @@ def _extract(
 def _encoders(config: Config, pretrain: Artifact) -> dict[str, VideoEncoder]:
     """Every encoder to read, by the name of its features."""
     networks = {PRETRAINED: load_encoder(pretrain)}
-    networks |= {_seeded(seed): untrained_encoder(pretrain, seed) for seed in config.seeds}
+    networks |= {untrained_run(seed): untrained_encoder(pretrain, seed) for seed in config.seeds}
     patching = geometry(pretrain).model.patching
     own = {name: OwnEncoder(network.to(device()), patching, device()) for name, network in networks.items()}
     return {**own, **{one.name: one.load(device()) for one in config.others}}
@@ -250,21 +263,38 @@ def _read(
     workspace: Workspace,
 ) -> tuple[Readings, Samples]:
     asked = [one for one in questions if not one.asking.parts]
-    runs = [run for names in config.kinds.values() for run in names]
-    workspace.monitor.begin("probes", total=len(asked) * len(config.probes) * len(runs))
+    workspace.monitor.begin("probes", total=len(asked) * len(config.probes) * len(config.frozen_runs))
     return read_all(
         asked,
         probes=config.probes,
         measures=config.measures,
-        runs=runs,
+        runs=config.frozen_runs,
         load=lambda name: load(folder, name, units, scored),
         folder=folder,
         finished=workspace.monitor.advance,
     )
 
 
-def _seeded(seed: int) -> str:
-    return f"{UNTRAINED}-{seed}"
+def _fine_tuned(
+    config: Config,
+    inputs: Mapping[str, Artifact],
+    questions: Sequence[Question],
+    *,
+    footage: Footage,
+    folder: Path,
+    workspace: Workspace,
+) -> Readings:
+    if config.fine_tuning is None:
+        return {}
+    return read_fine_tuned(
+        config.fine_tuning,
+        questions,
+        inputs["pretrain"],
+        footage=footage,
+        views=config.views,
+        folder=folder,
+        monitor=workspace.monitor,
+    )
 
 
 def _report(

@@ -21,7 +21,9 @@ REQUIRED = {  # fields without a default
     "projected": {"dim": 8},
     "random": {"share": 0.2},
 }
-PACKAGES = [f"models.{folder}" for folder in ("masking", "positions", "quantizers", "selection", "targets", "tokenizers")]
+PACKAGES = [
+    f"models.{folder}" for folder in ("masking", "pooling", "positions", "quantizers", "selection", "targets", "tokenizers")
+]
 
 CHECKERBOARD = '''"""Every second patch, like the black fields of a board."""
 

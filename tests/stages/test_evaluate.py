@@ -292,3 +292,48 @@ def test_several_values_per_clip_are_told_one_by_one(toy_inputs: Inputs, toy_wor
 def test_a_wrong_config_is_refused_with_its_reason(changes: dict[str, object], words: str) -> None:
     with pytest.raises(ValidationError, match=words):
         config(**changes)
+
+
+def test_a_fine_tuned_encoder_stands_beside_the_frozen_ones_and_resumes(
+    toy_inputs: Inputs, toy_workspace: Workspace, tmp_path: Path
+) -> None:
+    steps = {"num_epochs": None, "num_steps": 4, "batch_clips": 4, "checkpoint_every_steps": 2, "log_every_steps": 2}
+    asked = quick(extra_labels=["row"], fine_tuning={"optimization": steps, "seeds": [0, 5]})
+    whole = evaluate.run(asked, toy_inputs, toy_workspace)
+    for one in json.loads(whole.artifact.verified("metrics.json").read_bytes())["labels"]:
+        found = {score["features"]: score for score in one["scores"] if score["probe"] == "fine_tuning"}
+        assert {name: len(score["runs"]) for name, score in found.items()} == {"pretrained": 2, "untrained": 2}
+        assert [score["features"] for score in one["scores"] if score["probe"] == "knn"][:2] == ["pretrained", "untrained"]
+    units = [f"fine_tuning/{label}-{run}" for label in ("class", "row") for run in RUNS]
+    kept = {name for name in whole.artifact.manifest.files if name.startswith("fine_tuning/")}
+    assert kept == {f"{unit}.{ending}" for unit in units for ending in ("safetensors", "json")}
+    assert "fine-tuning" in whole.artifact.verified("report.html").read_text()
+    shutil.copytree(toy_workspace.root, tmp_path / "root")
+    elsewhere = Workspace(tmp_path / "root")
+    shutil.rmtree(elsewhere.root / "evaluate")
+    moved = {
+        stage: dataclasses.replace(made, folder=elsewhere.root / toy_workspace.relative(made.folder))
+        for stage, made in toy_inputs.items()
+    }
+    with pytest.raises(Killed):
+        evaluate.run(asked, moved, dataclasses.replace(elsewhere, monitor=KillsAfter(KILLED_IN_A_TRAINING)))
+    assert list(elsewhere.root.glob("evaluate/*/checkpoints/fine_tuning/*/checkpoints/step-*")), "killed in a training"
+    resumed = evaluate.run(asked, moved, elsewhere)
+    assert listing(resumed.artifact.folder) == listing(whole.artifact.folder)
+
+
+RUNS = ("pretrained-00-0", "pretrained-5-00-5", "untrained-0-00-0", "untrained-5-00-5")
+KILLED_IN_A_TRAINING = 3 + 2 * 4 + 3 * 4 + 3
+"""After features, probes of four kinds for two labels, three trainings and some steps of the next."""
+
+
+def test_what_one_network_learns_together_is_the_parts_of_a_joint_label(toy_inputs: Inputs, toy_workspace: Workspace) -> None:
+    steps = {"num_epochs": None, "num_steps": 1, "batch_clips": 2}
+    fields = {"label": "both", "extra_labels": ["class", "row"], "joint": {"both": ["class", "row"]}}
+    found = evaluate.run(quick(**fields, fine_tuning={"optimization": steps, "seeds": [0]}), toy_inputs, toy_workspace)
+    labels = json.loads(found.artifact.verified("metrics.json").read_bytes())["labels"]
+    assert [[score["features"] for score in one["scores"] if score["probe"] == "fine_tuning"] for one in labels] == [
+        ["pretrained", "untrained"]
+    ] * 3
+    kept = [name for name in found.artifact.manifest.files if name.startswith("fine_tuning/")]
+    assert len(kept) == 2 * 2, "one training per encoder for both labels"
