@@ -5,7 +5,7 @@
 A step is forward, backward and a fused AdamW update. Ours decodes 15 % of the tokens, or all that are hidden, which is the
 peer's work to the last parameter: before anything is timed, both losses must agree. The decoder is ViT-B's, 4 blocks of 384,
 whatever the encoder; VideoMAE's own for ViT-S has half that width, so that full decoding costs less there. Ours starts from
-uint8 patches, the peer from pixels that were normalised beforehand, outside its step. It has PyTorch's fused attention, as ours.
+uint8 patches, the peer from pixels that were normalised beforehand, outside its step. Both have PyTorch's fused attention.
 
 On a CPU the ways take turns, one clip per step, and the medians are seconds of processor time, which other programs disturb
 least. On a GPU ours is compiled, every way has the largest batch that fits, and times are CUDA events; there this needs

@@ -99,11 +99,11 @@ class Config(BaseConfig):
     @model_validator(mode="after")
     def _names_tell_apart(self) -> Self:
         readers = [one.name for one in (*self.probes, *self.measures)]
-        runs = [run for kind, names in self.kinds.items() for run in dict.fromkeys((kind, *names))]
+        own = [*self.kinds[PRETRAINED], UNTRAINED, *self.kinds[UNTRAINED]]
         for field, names in (
             ("label and extra_labels", self.labels),
             ("probes and measures", readers),
-            ("others and our own features", runs),
+            ("others and our own features", [*own, *self._alone]),
         ):
             if len(set(names)) < len(names):
                 raise ValueError(f"{field} name something twice: {', '.join(names)}")
