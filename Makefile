@@ -42,7 +42,7 @@ imports: setup-dev
 	$(BIN)/lint-imports
 
 unit: setup-dev
-	$(BIN)/python -m pytest --durations=15
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --durations=15
 
 # Stamps: each step runs again only when what it is made from has changed.
 $(VENV)/.created:
