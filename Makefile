@@ -19,7 +19,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 help:
 	@echo "make setup   install what the pipeline needs into $(VENV)"
-	@echo "make demo    set up, then run all five stages at small scale into ROOT=$(ROOT)"
+	@echo "make demo    set up, then run all six stages at small scale into ROOT=$(ROOT)"
 	@echo "make test    set up with the tools of development, then lint, types, import contracts and tests"
 
 setup: $(VENV)/.installed
