@@ -91,6 +91,8 @@ class Config(BaseConfig):
     """Clips per forward pass; bounds the memory."""
     num_pictures: int = Field(default=4, ge=0)
     """Clips to show with what the networks make of them."""
+    num_films: int = Field(default=2, ge=0)
+    """How many of these are shown as a film too; one of 128 frames takes up to two megabytes of the page."""
     num_examples: int = Field(default=4, ge=0)
     """Clips to show that the pretrained encoder tells rightly, and as many that it does not."""
     num_picture_frames: int = Field(default=8, gt=0)
@@ -329,13 +331,24 @@ def _pictures(config: Config, inputs: Mapping[str, Artifact], asked: Question, f
         clip = asked.clips[place]
         stored = footage.targets.read(footage.targets.place(clip, 0))
         picture = painter.paint(footage.pixels(clip), footage.first(clip), stored)
-        shown.append(clip_exhibit(picture, clip, number=number, labels=config.columns, num_frames=config.num_picture_frames))
+        shown.append(
+            clip_exhibit(
+                picture,
+                clip,
+                number=number,
+                labels=config.columns,
+                num_frames=config.num_picture_frames,
+                is_moving=number < config.num_films,
+            )
+        )
     return shown
 
 
 def _publish(report: Report, findings: Sequence[Findings], folder: Path) -> None:
     for figure in report.figures:
         publish_bytes(folder / "figures" / f"{figure.name}.png", figure.png)
+        if figure.webm:
+            publish_bytes(folder / "figures" / f"{figure.name}.webm", figure.webm)
     publish_bytes(folder / "metrics.json", _metrics(findings))
     publish_bytes(folder / "report.html", render(report))
 

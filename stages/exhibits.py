@@ -8,6 +8,7 @@ import numpy as np
 from stages import figures
 from stages.examples import Example
 from stages.features import PRETRAINED
+from stages.film import film
 from stages.judgement import Findings
 from stages.multi_view import Footage
 from stages.pictures import Picture
@@ -99,8 +100,10 @@ def example_exhibit(example: Example, footage: Footage, number: int, num_frames:
     )
 
 
-def clip_exhibit(picture: Picture, clip: Clip, *, number: int, labels: Sequence[str], num_frames: int) -> Shown:
-    """A picture of one clip with its labels and how well it was rebuilt and predicted."""
+def clip_exhibit(
+    picture: Picture, clip: Clip, *, number: int, labels: Sequence[str], num_frames: int, is_moving: bool
+) -> Shown:
+    """A picture of one clip with its labels and how well it was rebuilt and predicted; a film beside it if it is to move."""
     known = ", ".join(f"{label} = {' + '.join(clip.labels[label])}" for label in labels if label in clip.labels)
     quality = f"{clip.num_frames} frames recorded. Tokenizer: {picture.tokenizer_psnr_db:.1f} dB."
     if picture.unexplained_share is not None:
@@ -109,7 +112,8 @@ def clip_exhibit(picture: Picture, clip: Clip, *, number: int, labels: Sequence[
             "codes' variance (100 %: no better than naming their mean)."
         )
     png = figures.clip_picture(picture, num_frames)
-    return Shown(name=f"clip-{number:02d}", title=f"{clip.key} ({known})", caption=quality, png=png)
+    webm = film(picture) if is_moving else None
+    return Shown(name=f"clip-{number:02d}", title=f"{clip.key} ({known})", caption=quality, png=png, webm=webm)
 
 
 def curve_exhibit(stage: str, made: Artifact) -> Shown | None:

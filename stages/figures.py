@@ -5,10 +5,8 @@ Figures are objects of their own; nothing here touches matplotlib's global state
 
 import io
 from collections.abc import Mapping, Sequence
-from types import MappingProxyType
 from typing import Any
 
-import matplotlib
 import numpy as np
 import numpy.typing as npt
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -16,14 +14,10 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import PercentFormatter
 
-from stages.pictures import RANDOM, TOP, VISIBLE, Frames, Picture
+from stages import overlays
+from stages.pictures import Frames, Picture
 from stages.scoring import Bucket, Score
 
-ROLE_COLOURS: Mapping[int, str] = MappingProxyType({VISIBLE: "#0072B2", TOP: "#D55E00", RANDOM: "#F0E442"})
-"""Told apart by readers with any colour vision. Source: M. Okabe and K. Ito, 2008."""
-ROLE_TITLES: Mapping[int, str] = MappingProxyType(
-    {VISIBLE: "seen by the encoder", TOP: "predicted: highest priority", RANDOM: "predicted: chosen at random"}
-)
 _CURVE_TITLES = {
     "loss": "loss",
     "psnr_db": "PSNR of the reconstruction, dB",
@@ -44,7 +38,7 @@ def clip_picture(picture: Picture, num_columns: int) -> bytes:
     """
     frames = np.linspace(0, picture.num_recorded_frames - 1, num_columns).round().astype(int)
     rows = _picture_rows(picture, frames)
-    canvas, cell = _mosaic(list(rows.values()))
+    canvas, cell = overlays.mosaic(list(rows.values()), cell_px=_CELL_PX, gap_px=_GAP_PX)
     left, top, bottom = 100, 26, 34
     height, width = canvas.shape[0] + top + bottom, canvas.shape[1] + left
     figure = Figure(figsize=(width / _DPI, height / _DPI), dpi=_DPI)
@@ -55,7 +49,7 @@ def clip_picture(picture: Picture, num_columns: int) -> bytes:
     for column, frame in enumerate(frames):
         x = (left + (column + 0.5) * cell) / width
         figure.text(x, 1 - (top - 6) / height, f"frame {frame}", ha="center", va="bottom", fontsize=10, color=_INK)
-    handles = [Patch(facecolor=colour, label=ROLE_TITLES[role]) for role, colour in ROLE_COLOURS.items()]
+    handles = [Patch(facecolor=colour, label=overlays.ROLE_TITLES[role]) for role, colour in overlays.ROLE_COLOURS.items()]
     place = ((left + canvas.shape[1] / 2) / width, 0)
     figure.legend(handles=handles, loc="lower center", bbox_to_anchor=place, ncols=len(handles), fontsize=10, frameon=False)
     return _png(figure)
@@ -169,7 +163,7 @@ def strip(frames: Frames, num_columns: int) -> bytes:
         num_columns: how many to show.
     """
     chosen = np.linspace(0, len(frames) - 1, num_columns).round().astype(int)
-    canvas, _ = _mosaic([list(frames[chosen])])
+    canvas, _ = overlays.mosaic([list(frames[chosen])], cell_px=_CELL_PX, gap_px=_GAP_PX)
     figure = Figure(figsize=(canvas.shape[1] / _DPI, canvas.shape[0] / _DPI), dpi=_DPI)
     figure.figimage(canvas, 0, 0)
     return _png(figure)
@@ -179,68 +173,13 @@ def _picture_rows(picture: Picture, frames: npt.NDArray[Any]) -> dict[str, list[
     slots = frames * picture.roles.shape[0] // len(picture.original)
     rows = {"original": list(picture.original[frames]), "tokenizer": list(picture.tokenized[frames])}
     if picture.predicted is not None:
-        rows["autoencoder"] = [
-            _outlined(picture.predicted[frame], picture.roles[slot]) for frame, slot in zip(frames, slots, strict=True)
-        ]
-    heat = _heat(picture.priority[: slots[-1] + 1])
-    rows["priority"] = [_over(picture.original[frame], heat[slot], 0.7) for frame, slot in zip(frames, slots, strict=True)]
-    rows["tokens"] = [
-        _over(picture.original[frame], _role_colours(picture.roles[slot]), np.where(picture.roles[slot] > 0, 0.75, 0.0))
-        for frame, slot in zip(frames, slots, strict=True)
-    ]
+        predicted = zip(frames, slots, strict=True)
+        rows["autoencoder"] = [overlays.outlined(picture.predicted[frame], picture.roles[slot]) for frame, slot in predicted]
+    heat = overlays.heat(picture.priority[: slots[-1] + 1])
+    shown = [(picture.original[frame], slot) for frame, slot in zip(frames, slots, strict=True)]
+    rows["priority"] = [overlays.laid_over(original, heat[slot], 0.7) for original, slot in shown]
+    rows["tokens"] = [overlays.with_roles(original, picture.roles[slot]) for original, slot in shown]
     return rows
-
-
-def _mosaic(rows: Sequence[Sequence[Frames]]) -> tuple[npt.NDArray[np.uint8], int]:
-    """Equal square images side by side, each pixel a block of whole pixels, and the distance from one to the next."""
-    side = rows[0][0].shape[0]
-    scale = max(1, round(_CELL_PX / side))
-    cell = side * scale + _GAP_PX
-    canvas = np.full((len(rows) * cell, len(rows[0]) * cell, 3), 255, dtype=np.uint8)
-    for y, row in enumerate(rows):
-        for x, image in enumerate(row):
-            enlarged = image.repeat(scale, axis=0).repeat(scale, axis=1)
-            canvas[y * cell : y * cell + side * scale, x * cell : x * cell + side * scale] = enlarged
-    return canvas, cell
-
-
-def _heat(priority: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
-    """Colours ``[t h w 3]`` in [0, 1], dark for the lowest priority of the clip and bright for the highest."""
-    low, high = float(priority.min()), float(priority.max())
-    scaled = (priority - low) / (high - low) if high > low else np.zeros_like(priority)
-    colours: npt.NDArray[np.float64] = matplotlib.colormaps["inferno"](scaled)[..., :3]
-    return colours
-
-
-def _role_colours(roles: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-    colours = np.zeros((*roles.shape, 3))
-    for role, colour in ROLE_COLOURS.items():
-        colours[roles == role] = [int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5)]
-    return colours
-
-
-def _over(
-    frame: npt.NDArray[np.uint8], colours: npt.NDArray[np.float64], opacity: float | npt.NDArray[np.float64]
-) -> npt.NDArray[np.uint8]:
-    """A frame in grey with one colour per token laid over it."""
-    grey = frame.mean(axis=2, keepdims=True).repeat(3, axis=2) / 255
-    side = frame.shape[0] // colours.shape[0]
-    laid = np.kron(colours, np.ones((side, side, 1)))
-    share = np.kron(np.broadcast_to(opacity, colours.shape[:2]), np.ones((side, side)))[..., None]
-    mixed: npt.NDArray[np.uint8] = np.rint((grey * (1 - share) + laid * share) * 255).astype(np.uint8)
-    return mixed
-
-
-def _outlined(frame: Frames, roles: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
-    """A frame with a coloured line around every token that the encoder saw."""
-    drawn, side = frame.copy(), frame.shape[0] // roles.shape[0]
-    colour = np.rint(_role_colours(np.array(VISIBLE)) * 255).astype(np.uint8)
-    width = max(1, side // 16)
-    for y, x in np.argwhere(roles == VISIBLE) * side:
-        cell = drawn[y : y + side, x : x + side]
-        cell[:width] = cell[-width:] = colour
-        cell[:, :width] = cell[:, -width:] = colour
-    return drawn
 
 
 def _plain(axis: Any) -> None:

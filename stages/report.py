@@ -25,6 +25,8 @@ class Shown:
     title: str
     caption: str
     png: bytes
+    webm: bytes | None = None
+    """The same as a film, if there is one."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,12 +106,16 @@ def render(report: Report) -> bytes:
     template = importlib.resources.files("stages").joinpath(TEMPLATE).read_text(encoding="utf-8")
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"percent": percent, "span": span, "points": points, "probability": probability}
-    environment.filters |= {"embedded": _embedded, "plain_json": _plain_json}
+    environment.filters |= {"embedded": _embedded, "embedded_film": _embedded_film, "plain_json": _plain_json}
     return environment.from_string(template).render(report=report).encode()
 
 
 def _embedded(png: bytes) -> Markup:
     return Markup("data:image/png;base64,") + base64.b64encode(png).decode()
+
+
+def _embedded_film(webm: bytes) -> Markup:
+    return Markup("data:video/webm;base64,") + base64.b64encode(webm).decode()
 
 
 def _plain_json(value: Mapping[str, object]) -> str:

@@ -67,7 +67,7 @@ def outcome(toy_inputs: Inputs, toy_workspace: Workspace) -> Outcome:
 def test_it_publishes_a_page_numbers_pictures_and_features(outcome: Outcome) -> None:
     assert sorted(outcome.artifact.manifest.files) == [
         *(f"features/part-{ordinal:06d}-00.safetensors" for ordinal in range(3)),
-        *(f"figures/{name}.png" for name in FIGURES),
+        *sorted([*(f"figures/{name}.png" for name in FIGURES), "figures/clip-00.webm"]),
         "metrics.json",
         "predictions.parquet",
         "report.html",
