@@ -3,18 +3,16 @@
 Figures are objects of their own; nothing here touches matplotlib's global state.
 """
 
-import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch
 from matplotlib.ticker import PercentFormatter
 
-from stages import overlays
+from stages import mosaics, overlays
+from stages.mosaics import DPI, INK
 from stages.pictures import Frames, Picture
 from stages.scoring import Bucket, Score
 
@@ -24,9 +22,6 @@ _CURVE_TITLES = {
     "loss_over_constant": "loss over that of the best constant prediction",
 }
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-_INK = "#222222"
-_DPI = 100
-_CELL_PX, _GAP_PX = 128, 4
 
 
 def clip_picture(picture: Picture, num_columns: int) -> bytes:
@@ -37,22 +32,7 @@ def clip_picture(picture: Picture, num_columns: int) -> bytes:
         num_columns: frames to show, spread evenly over the recorded part.
     """
     frames = np.linspace(0, picture.num_recorded_frames - 1, num_columns).round().astype(int)
-    rows = _picture_rows(picture, frames)
-    canvas, cell = overlays.mosaic(list(rows.values()), cell_px=_CELL_PX, gap_px=_GAP_PX)
-    left, top, bottom = 100, 26, 34
-    height, width = canvas.shape[0] + top + bottom, canvas.shape[1] + left
-    figure = Figure(figsize=(width / _DPI, height / _DPI), dpi=_DPI)
-    figure.figimage(canvas, left, bottom)
-    for row, title in enumerate(rows):
-        y = 1 - (top + (row + 0.5) * cell) / height
-        figure.text((left - 10) / width, y, title, ha="right", va="center", fontsize=10, color=_INK)
-    for column, frame in enumerate(frames):
-        x = (left + (column + 0.5) * cell) / width
-        figure.text(x, 1 - (top - 6) / height, f"frame {frame}", ha="center", va="bottom", fontsize=10, color=_INK)
-    handles = [Patch(facecolor=colour, label=overlays.ROLE_TITLES[role]) for role, colour in overlays.ROLE_COLOURS.items()]
-    place = ((left + canvas.shape[1] / 2) / width, 0)
-    figure.legend(handles=handles, loc="lower center", bbox_to_anchor=place, ncols=len(handles), fontsize=10, frameon=False)
-    return _png(figure)
+    return mosaics.titled(_picture_rows(picture, frames), frames.tolist(), title_px=100)
 
 
 def curves(history: Sequence[Mapping[str, float]], names: Sequence[str]) -> bytes:
@@ -63,18 +43,18 @@ def curves(history: Sequence[Mapping[str, float]], names: Sequence[str]) -> byte
         names: which measurements; those that no row has are left out.
     """
     shown = [name for name in names if history and name in history[0]]
-    figure = Figure(figsize=(5.2 * max(1, len(shown)), 2.9), dpi=_DPI, layout="constrained")
+    figure = Figure(figsize=(5.2 * max(1, len(shown)), 2.9), dpi=DPI, layout="constrained")
     axes = figure.subplots(1, max(1, len(shown)), squeeze=False)[0]
     for axis, name in zip(axes, shown, strict=False):
         axis.plot([row["step"] for row in history], [row[name] for row in history], color=_COLOURS[0], linewidth=1.4)
-        axis.set_title(_CURVE_TITLES.get(name, name), fontsize=10, color=_INK)
-        axis.set_xlabel("step", fontsize=9, color=_INK)
+        axis.set_title(_CURVE_TITLES.get(name, name), fontsize=10, color=INK)
+        axis.set_xlabel("step", fontsize=9, color=INK)
         if name == "loss_over_constant":
             axis.axhline(1, color="#888888", linewidth=1, linestyle="--")
             place = ("axes fraction", "data")
             axis.annotate("no better than a constant", (0.99, 1), xycoords=place, ha="right", va="bottom", fontsize=8)
         _plain(axis)
-    return _png(figure)
+    return mosaics.png(figure)
 
 
 def accuracies(scores: Sequence[Score], *, titles: Mapping[str, str], chance: float) -> bytes:
@@ -87,7 +67,7 @@ def accuracies(scores: Sequence[Score], *, titles: Mapping[str, str], chance: fl
     """
     features = list(dict.fromkeys(score.features for score in scores))
     probes = list(dict.fromkeys(score.probe for score in scores))
-    figure = Figure(figsize=(8.6, 0.95 + 0.55 * len(features)), dpi=_DPI, layout="constrained")
+    figure = Figure(figsize=(8.6, 0.95 + 0.55 * len(features)), dpi=DPI, layout="constrained")
     axis = figure.subplots()
     axis.axvline(chance, color="#888888", linewidth=1, linestyle="--", label="chance")
     for number, probe in enumerate(probes):
@@ -100,10 +80,10 @@ def accuracies(scores: Sequence[Score], *, titles: Mapping[str, str], chance: fl
     axis.set_yticks(range(len(features)), [titles.get(name, name) for name in features])
     axis.set(xlim=(0, 1), ylim=(len(features) - 0.5, -0.5))
     axis.xaxis.set_major_formatter(PercentFormatter(xmax=1, symbol=" %"))
-    axis.set_xlabel("accuracy on the test clips, with 95 % intervals", fontsize=9, color=_INK)
+    axis.set_xlabel("accuracy on the test clips, with 95 % intervals", fontsize=9, color=INK)
     figure.legend(loc="outside upper right", ncols=len(probes) + 1, fontsize=9, frameon=False)
     _plain(axis)
-    return _png(figure)
+    return mosaics.png(figure)
 
 
 def bucketed(found: Mapping[str, Sequence[Bucket]], *, titles: Mapping[str, str], chance: float) -> bytes:
@@ -115,7 +95,7 @@ def bucketed(found: Mapping[str, Sequence[Bucket]], *, titles: Mapping[str, str]
         chance: the accuracy of a blind guess.
     """
     names = [f"{bucket.name}\n{bucket.num_clips} clips" for bucket in next(iter(found.values()))]
-    figure = Figure(figsize=(8.6, 3.4), dpi=_DPI, layout="constrained")
+    figure = Figure(figsize=(8.6, 3.4), dpi=DPI, layout="constrained")
     axis = figure.subplots()
     axis.axhline(chance, color="#888888", linewidth=1, linestyle="--", label="chance")
     for number, (kind, buckets) in enumerate(found.items()):
@@ -127,10 +107,10 @@ def bucketed(found: Mapping[str, Sequence[Bucket]], *, titles: Mapping[str, str]
     axis.set_xticks(range(len(names)), names)
     axis.set(ylim=(0, 1))
     axis.yaxis.set_major_formatter(PercentFormatter(xmax=1, symbol=" %"))
-    axis.set_ylabel("accuracy, with 95 % intervals", fontsize=9, color=_INK)
+    axis.set_ylabel("accuracy, with 95 % intervals", fontsize=9, color=INK)
     figure.legend(loc="outside upper right", ncols=len(found) + 1, fontsize=9, frameon=False)
     _plain(axis)
-    return _png(figure)
+    return mosaics.png(figure)
 
 
 def confusion(counts: npt.NDArray[np.int64], names: Sequence[str]) -> bytes:
@@ -142,17 +122,17 @@ def confusion(counts: npt.NDArray[np.int64], names: Sequence[str]) -> bytes:
     """
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     side = 1.6 + 0.42 * len(names)
-    figure = Figure(figsize=(side + 1, side), dpi=_DPI, layout="constrained")
+    figure = Figure(figsize=(side + 1, side), dpi=DPI, layout="constrained")
     axis = figure.subplots()
     axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     for (y, x), count in np.ndenumerate(counts):
         if count:
-            axis.text(x, y, str(count), ha="center", va="center", fontsize=8, color="white" if shares[y, x] > 0.5 else _INK)
+            axis.text(x, y, str(count), ha="center", va="center", fontsize=8, color="white" if shares[y, x] > 0.5 else INK)
     axis.set_xticks(range(len(names)), names, rotation=90, fontsize=8)
     axis.set_yticks(range(len(names)), names, fontsize=8)
-    axis.set_xlabel("said", fontsize=9, color=_INK)
-    axis.set_ylabel("true", fontsize=9, color=_INK)
-    return _png(figure)
+    axis.set_xlabel("said", fontsize=9, color=INK)
+    axis.set_ylabel("true", fontsize=9, color=INK)
+    return mosaics.png(figure)
 
 
 def strip(frames: Frames, num_columns: int) -> bytes:
@@ -163,10 +143,7 @@ def strip(frames: Frames, num_columns: int) -> bytes:
         num_columns: how many to show.
     """
     chosen = np.linspace(0, len(frames) - 1, num_columns).round().astype(int)
-    canvas, _ = overlays.mosaic([list(frames[chosen])], cell_px=_CELL_PX, gap_px=_GAP_PX)
-    figure = Figure(figsize=(canvas.shape[1] / _DPI, canvas.shape[0] / _DPI), dpi=_DPI)
-    figure.figimage(canvas, 0, 0)
-    return _png(figure)
+    return mosaics.strip(list(frames[chosen]))
 
 
 def _picture_rows(picture: Picture, frames: npt.NDArray[Any]) -> dict[str, list[npt.NDArray[np.uint8]]]:
@@ -184,13 +161,6 @@ def _picture_rows(picture: Picture, frames: npt.NDArray[Any]) -> dict[str, list[
 
 def _plain(axis: Any) -> None:
     axis.spines[["top", "right"]].set_visible(False)
-    axis.tick_params(labelsize=9, colors=_INK)
+    axis.tick_params(labelsize=9, colors=INK)
     axis.grid(axis="both", color="#e6e6e6", linewidth=0.8)
     axis.set_axisbelow(True)
-
-
-def _png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    FigureCanvasAgg(figure)
-    figure.savefig(buffer, format="png", metadata={"Software": None})
-    return buffer.getvalue()

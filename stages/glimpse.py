@@ -4,21 +4,15 @@ The pretraining has no tokenizer to decode predictions with, so it shows the err
 """
 
 import dataclasses
-import io
 
 import numpy as np
 import numpy.typing as npt
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.patches import Patch
 
-from stages import overlays
+from stages import mosaics, overlays
 from stages.pictures import Frames
 
-_CELL_PX, _GAP_PX, _DPI = 128, 4, 100
-_LEFT_PX, _TOP_PX, _BOTTOM_PX = 150, 26, 34
+_TITLE_PX = 150
 _NUM_COLUMNS = 8
-_INK = "#222222"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,21 +38,7 @@ def drawn(glimpse: Glimpse, num_columns: int = _NUM_COLUMNS) -> bytes:
     """
     last = glimpse.num_recorded_frames - 1
     frames = np.linspace(0, last, min(num_columns, last + 1)).round().astype(int)
-    rows = _rows(glimpse, frames)
-    canvas, cell = overlays.mosaic(list(rows.values()), cell_px=_CELL_PX, gap_px=_GAP_PX)
-    height, width = canvas.shape[0] + _TOP_PX + _BOTTOM_PX, canvas.shape[1] + _LEFT_PX
-    figure = Figure(figsize=(width / _DPI, height / _DPI), dpi=_DPI)
-    figure.figimage(canvas, _LEFT_PX, _BOTTOM_PX)
-    for row, title in enumerate(rows):
-        y = 1 - (_TOP_PX + (row + 0.5) * cell) / height
-        figure.text((_LEFT_PX - 10) / width, y, title, ha="right", va="center", fontsize=10, color=_INK)
-    for column, frame in enumerate(frames):
-        x = (_LEFT_PX + (column + 0.5) * cell) / width
-        figure.text(x, 1 - (_TOP_PX - 6) / height, f"frame {frame}", ha="center", va="bottom", fontsize=10, color=_INK)
-    handles = [Patch(facecolor=colour, label=overlays.ROLE_TITLES[role]) for role, colour in overlays.ROLE_COLOURS.items()]
-    place = ((_LEFT_PX + canvas.shape[1] / 2) / width, 0)
-    figure.legend(handles=handles, loc="lower center", bbox_to_anchor=place, ncols=len(handles), fontsize=10, frameon=False)
-    return _png(figure)
+    return mosaics.titled(_rows(glimpse, frames), frames.tolist(), title_px=_TITLE_PX)
 
 
 def _rows(glimpse: Glimpse, frames: npt.NDArray[np.int64]) -> dict[str, list[Frames]]:
@@ -78,10 +58,3 @@ def _rows(glimpse: Glimpse, frames: npt.NDArray[np.int64]) -> dict[str, list[Fra
     title = f"error of the\nprediction, dark 0,\nbright {most:.3g}"
     rows[title] = [overlays.laid_over(frame, colours[slot], 0.85 * counted[slot]) for frame, slot in moments]
     return rows
-
-
-def _png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    FigureCanvasAgg(figure)
-    figure.savefig(buffer, format="png", metadata={"Software": None})
-    return buffer.getvalue()

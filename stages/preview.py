@@ -1,16 +1,15 @@
 """A picture of what a tokenizer does to a few windows: what was there, what is rebuilt of which tokens, and their priority."""
 
-import io
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from einops import rearrange
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from stages.mosaics import png
 from stages.quality import Rebuilt, psnr_db
 
 _FRAMES_SHOWN = (0, 5, 10, 15)
@@ -36,7 +35,7 @@ def tokenizer_preview(found: Rebuilt, num_windows: int = WINDOWS_SHOWN) -> bytes
         _draw_window(cells, found, window, frames)
     for row, kind in enumerate(kinds):
         axes[row, 0].set_ylabel(kind, fontsize=9)
-    return _png(figure)
+    return png(figure, dpi=80)
 
 
 def _draw_window(cells: npt.NDArray[Any], found: Rebuilt, window: int, frames: list[int]) -> None:
@@ -59,10 +58,3 @@ def _draw_window(cells: npt.NDArray[Any], found: Rebuilt, window: int, frames: l
 def _pixels(frame: Tensor) -> npt.NDArray[np.uint8]:
     pixels: npt.NDArray[np.uint8] = (rearrange(frame, "C H W -> H W C").clamp(0, 1) * 255).round().byte().cpu().numpy()
     return pixels
-
-
-def _png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    FigureCanvasAgg(figure)
-    figure.savefig(buffer, format="png", dpi=80, metadata={"Software": None})
-    return buffer.getvalue()
