@@ -9,8 +9,8 @@ larger batches, and of more views. All seeds of a row share clips, tokenizer and
 
 The frozen encoders are read by the linear probe, twice: with 8 parts of time kept apart, where the features' places tell the
 order whatever the encoder knows, and with one mean over all of time, where only what the encoder itself knows of the order is
-left. An encoder of shorter clips is shown the whole clip at once, as after an extension of its positions, and, in a row of its
-own, windows of the length it knows. Differences from the first row are paired by seed and by clip.
+left. An encoder of shorter clips is shown windows of the length it knows, one after the other. Differences from the first row
+are paired by seed and by clip.
 
 Without ``--data`` the clips are the synthetic set, whose label ``class`` needs both ends of a clip (docs/synthetic.md). A
 folder with ``labels.csv`` is judged by grouped 5-fold cross-validation. What is there below ``--root`` is not made again.
@@ -64,7 +64,8 @@ BASE = "adaptive 15 %"
 FRAMES = 128
 TIME_BINS = 8
 CELLS = 2
-READINGS = {"order kept": TIME_BINS, "mean over time": 1}
+UNORDERED = "mean over time"
+READINGS = {"order kept": TIME_BINS, UNORDERED: 1}
 """Parts of time that the probe is given apart."""
 BATCH_CLIPS = 8
 
@@ -270,7 +271,7 @@ def _read(world: World, trained: Sequence[Trained]) -> tuple[Question, dict[str,
     asking = Asking(world.asked.label)
     asked = question(clips, asking, split_label="split", folds=folds, group_label="group" if folds else None)
     features = _features(world, trained, snapshot, clips)
-    jobs = [(reading, name) for reading in READINGS for name in features]
+    jobs = [(reading, name) for reading in READINGS for name in features if reading != UNORDERED or PIXELS not in name]
     with ProcessPoolExecutor(world.asked.jobs) as pool:
         found = pool.map(_hits, [asked] * len(jobs), [_reading(features[name], reading) for reading, name in jobs])
         hits: dict[str, dict[str, Hits]] = {reading: {} for reading in READINGS}
@@ -301,9 +302,8 @@ def _features(world: World, trained: Sequence[Trained], snapshot: Artifact, clip
         encoder = geometry.model.build_encoder(geometry.grid)
         encoder.load_state_dict(read_tensors(one.made.verified("encoder.safetensors")))
         whole = OwnEncoder(encoder.eval(), geometry.model.patching, device)
-        own[f"{one.setting.name}/{one.seed}"] = whole
-        if one.setting.num_frames < FRAMES:
-            own[f"{one.setting.name}, in windows/{one.seed}"] = Windows(whole, one.setting.num_frames)
+        is_short = one.setting.num_frames < FRAMES
+        own[f"{one.setting.name}/{one.seed}"] = Windows(whole, one.setting.num_frames) if is_short else whole
     for seed in world.asked.seeds:
         own[f"untrained/{seed}"] = OwnEncoder(networks.untrained_encoder(made, seed), geometry.model.patching, device)
     targets = TargetReader(_targets(world))
@@ -359,13 +359,10 @@ def _result(
     names = list(dict.fromkeys(name.rpartition("/")[0] for name in hits[next(iter(READINGS))]))
     by_name = {one.name: one for one in SETTINGS}
     for name in names:
-        setting = by_name.get(name.removesuffix(", in windows"))
+        setting = by_name.get(name)
         rows.append({"row": name, **_costs(world, setting, trained), **_accuracies(name, asked, hits)})
     _common.say(_common.table([{key: value for key, value in row.items() if not isinstance(value, list)} for row in rows]))
-    first = rows[0]
-    ratios = {
-        f"{row['row']}, {reading}": row[f"{reading}: less"] for row in rows[1:] for reading in READINGS if row is not first
-    }
+    ratios = {f"{row['row']}, {reading}": row[f"{reading}: less"] for row in rows[1:] for reading in READINGS if reading in row}
     return {
         "machine": _common.machine(),
         "settings": {
@@ -407,6 +404,8 @@ def _accuracies(name: str, asked: Question, hits: Mapping[str, Mapping[str, Hits
     """Per reading the mean over seeds with its interval, and the difference from the first row, paired by seed and clip."""
     found: dict[str, Any] = {}
     for reading, by_run in hits.items():
+        if not any(run.rpartition("/")[0] == name for run in by_run):
+            continue
         runs = np.stack([one for run, one in by_run.items() if run.rpartition("/")[0] == name])
         base = np.stack([one for run, one in by_run.items() if run.rpartition("/")[0] == BASE])
         low, high = wilson_interval(float(runs.mean()) * runs.shape[1], runs.shape[1])

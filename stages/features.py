@@ -20,7 +20,7 @@ from models.shapes import Float, Tensor, UInt8
 from stages.batches import ClipFrames
 from stages.encoders import VideoEncoder
 from stages.evals import Classes, Features
-from stages.pixels import FRAMES, PIXELS, pixel_features, pool_time
+from stages.pixels import pixel_features, pool_time
 from stages.storage import features as store
 from stages.storage.features import FeatureUnit
 from stages.storage.index import Clip
@@ -70,17 +70,21 @@ class Extractor:
 
     def features(self, looks: Sequence[Look]) -> dict[str, Features]:
         """Per kind of features ``[looks, cells, width]``."""
-        rows: list[dict[str, npt.NDArray[np.float32]]] = [{} for _ in looks]
+        found: dict[str, Features] = {}
+
+        def put(name: str, places: Sequence[int], cells: Features) -> None:
+            # Room for all at once: small rows that are kept between large ones that are not would hold the heap together.
+            found.setdefault(name, np.empty((len(looks), *cells.shape[1:]), np.float32))[places] = cells
+
         for batch in self._batches(looks):
             pixels = [self._pixels(*looks[place]) for place in batch]
-            for place, frames in zip(batch, pixels, strict=True):
-                trivial = pixel_features(frames, bins=self.temporal_bins, cells=self.pixel_cells)
-                rows[place] |= {name: row[None] for name, row in trivial.items()}
             stacked = torch.from_numpy(np.stack(pixels))
             for name, encoder in self.encoders.items():
-                for place, cells in zip(batch, self.encode(encoder, stacked).cpu().numpy(), strict=True):
-                    rows[place][name] = cells
-        return {name: np.stack([row[name] for row in rows]) for name in (*self.encoders, PIXELS, FRAMES)}
+                put(name, batch, self.encode(encoder, stacked).cpu().numpy())
+            for place, frames in zip(batch, pixels, strict=True):
+                for name, row in pixel_features(frames, bins=self.temporal_bins, cells=self.pixel_cells).items():
+                    put(name, [place], row[None, None])
+        return found
 
     @torch.no_grad()
     def encode(self, encoder: VideoEncoder, frames: UInt8[Tensor, "B T H W C"]) -> Float[Tensor, "B cells D"]:
