@@ -16,6 +16,7 @@ import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 _LOG_BYTES = 1 << 16
@@ -29,6 +30,11 @@ _OWN_USER = ("--user", "--map-root-user")
 _NO_PRIVILEGES = ("--no-new-privs", "--pdeathsig", "KILL")
 _FEW_CAPABILITIES = ("--bounding-set=-all,+dac_override,+dac_read_search",)
 """What is left to a child of root: reading and writing files that root may."""
+
+_OPTIONS = MappingProxyType(
+    {resource.RLIMIT_AS: "as", resource.RLIMIT_CORE: "core", resource.RLIMIT_CPU: "cpu", resource.RLIMIT_FSIZE: "fsize"}
+)
+"""What prlimit calls the limits that are used here."""
 
 
 class Finished(NamedTuple):
@@ -98,7 +104,8 @@ def execute(
     Raises:
         OSError: the isolation, which worked before, could not be set up.
     """
-    wrapping, deadline = _wrapping().argv, time.monotonic() + timeout_s
+    limiting, deadline = _limiting(bounds), time.monotonic() + timeout_s
+    wrapping = (*limiting, *_wrapping().argv)
     log = _Log(mark)
     with subprocess.Popen(
         [*wrapping, *argv],
@@ -111,7 +118,8 @@ def execute(
         bufsize=0,
     ) as child:
         try:
-            _bound(child.pid, bounds)
+            if not limiting:
+                _bound(child.pid, bounds)
             _converse(child, data, log, deadline=deadline)
             timed_out = not _ended(child.pid, deadline=deadline)
         finally:
@@ -149,8 +157,16 @@ def _works(wrapping: Sequence[str]) -> bool:
     return tried.returncode == 0
 
 
+def _limiting(bounds: Mapping[int, int]) -> tuple[str, ...]:
+    """What sets the limits before the child does anything; nothing where util-linux is not installed."""
+    prlimit = shutil.which("prlimit")
+    if not prlimit or not bounds:
+        return ()
+    return (prlimit, *(f"--{_OPTIONS[kind]}={amount}:{amount}" for kind, amount in bounds.items()))
+
+
 def _bound(process: int, bounds: Mapping[int, int]) -> None:
-    """Set the limits from outside: code between fork and exec is not safe in a process with threads."""
+    """Set the limits from outside, a moment after the child began: code between fork and exec is not safe where threads are."""
     with contextlib.suppress(ProcessLookupError):  # it may have ended already
         for kind, amount in bounds.items():
             resource.prlimit(process, kind, (amount, amount))

@@ -68,12 +68,21 @@ def test_a_child_cannot_gain_privileges_and_has_few_of_root(tmp_path: Path) -> N
         assert int(facts["CapEff"], 16) == int(facts["CapBnd"], 16) == 0b110, "reading and writing files, nothing else"
 
 
-def test_memory_and_processor_time_and_file_size_are_bounded(tmp_path: Path) -> None:
-    grown = f"exec {sys.executable} -c 'bytearray(1 << 28)'"
+@pytest.mark.parametrize("is_late", [False, True])
+def test_memory_and_processor_time_and_file_size_are_bounded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_late: bool
+) -> None:
+    """By prlimit before the child does anything; without it from outside, a moment later."""
+    wait = ""
+    if is_late:
+        found = shutil.which
+        monkeypatch.setattr(shutil, "which", lambda name: None if name == "prlimit" else found(name))
+        wait = "sleep 0.5; "
+    grown = f"{wait}exec {sys.executable} -c 'bytearray(1 << 28)'"
     assert run(tmp_path, grown).exit_code == 0
     assert run(tmp_path, grown, bounds={resource.RLIMIT_AS: 1 << 28}).exit_code == 1
     assert run(tmp_path, "while :; do :; done", bounds={resource.RLIMIT_CPU: 1}).exit_code in {-signal.SIGXCPU, -signal.SIGKILL}
-    written = run(tmp_path, "exec head -c 1000000 /dev/zero > big", bounds={resource.RLIMIT_FSIZE: 1000})
+    written = run(tmp_path, f"{wait}exec head -c 1000000 /dev/zero > big", bounds={resource.RLIMIT_FSIZE: 1000})
     assert (written.exit_code, (tmp_path / "big").stat().st_size) == (-signal.SIGXFSZ, 1000)
 
 
