@@ -132,6 +132,7 @@ def test_the_page_names_its_origins_and_what_became_no_clip(outcome: Outcome, to
     assert "<b>bad" not in page
     assert "those with split = test" in page
     assert str(outcome.artifact.folder) not in page
+    assert "Fine-tuning" not in page
 
 
 def test_running_it_again_writes_nothing_and_says_the_same(
@@ -307,7 +308,9 @@ def test_a_fine_tuned_encoder_stands_beside_the_frozen_ones_and_resumes(
     units = [f"fine_tuning/{label}-{run}" for label in ("class", "row") for run in RUNS]
     kept = {name for name in whole.artifact.manifest.files if name.startswith("fine_tuning/")}
     assert kept == {f"{unit}.{ending}" for unit in units for ending in ("safetensors", "json")}
-    assert "fine-tuning" in whole.artifact.verified("report.html").read_text()
+    page = whole.artifact.verified("report.html").read_text()
+    assert "fine-tuning" in page
+    assert "Fine-tuning is the exception" in page
     shutil.copytree(toy_workspace.root, tmp_path / "root")
     elsewhere = Workspace(tmp_path / "root")
     shutil.rmtree(elsewhere.root / "evaluate")
