@@ -271,7 +271,7 @@ def _read(world: World, trained: Sequence[Trained]) -> tuple[Question, dict[str,
     asking = Asking(world.asked.label)
     asked = question(clips, asking, split_label="split", folds=folds, group_label="group" if folds else None)
     features = _features(world, trained, snapshot, clips)
-    jobs = [(reading, name) for reading in READINGS for name in features if reading != UNORDERED or PIXELS not in name]
+    jobs = [(reading, name) for reading in READINGS for name in features if reading != UNORDERED or name != f"{PIXELS}/0"]
     with ProcessPoolExecutor(world.asked.jobs) as pool:
         found = pool.map(_hits, [asked] * len(jobs), [_reading(features[name], reading) for reading, name in jobs])
         hits: dict[str, dict[str, Hits]] = {reading: {} for reading in READINGS}
