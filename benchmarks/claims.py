@@ -47,6 +47,7 @@ from stages.encoders import OwnEncoder, VideoEncoder
 from stages.evals import Features
 from stages.evals.linear_probe import Config as LinearProbe
 from stages.features import ClipFeatures, Extractor
+from stages.foreign_encoder import ForeignEncoder
 from stages.metrics import Hits, answers
 from stages.pixels import PIXELS
 from stages.protocol import Asking, Question, question, scored_clips
@@ -224,6 +225,7 @@ def _trained(world: World, chosen: Sequence[Setting]) -> list[Trained]:
     pairs = [(one, seed) for seed in world.asked.seeds for one in chosen]
 
     def train(pair: tuple[Setting, int]) -> Trained:
+        """One row with one seed, for as many steps as give the operations of the first row."""
         one, seed = pair
         batch = BATCH_CLIPS * FRAMES // one.num_frames
         bare = world.request(one, f"pretrain.optimization.batch_clips={batch}", f"pretrain.seed={seed}")
@@ -301,9 +303,8 @@ def _features(world: World, trained: Sequence[Trained], snapshot: Artifact, clip
     for one in trained:
         encoder = geometry.model.build_encoder(geometry.grid)
         encoder.load_state_dict(read_tensors(one.made.verified("encoder.safetensors")))
-        whole = OwnEncoder(encoder.eval(), geometry.model.patching, device)
-        is_short = one.setting.num_frames < FRAMES
-        own[f"{one.setting.name}/{one.seed}"] = Windows(whole, one.setting.num_frames) if is_short else whole
+        length, side_px = one.setting.num_frames, geometry.views.size_px
+        own[f"{one.setting.name}/{one.seed}"] = ForeignEncoder(encoder.eval(), geometry.model.patching, length, side_px, device)
     for seed in world.asked.seeds:
         own[f"untrained/{seed}"] = OwnEncoder(networks.untrained_encoder(made, seed), geometry.model.patching, device)
     targets = TargetReader(_targets(world))
@@ -320,28 +321,6 @@ def _features(world: World, trained: Sequence[Trained], snapshot: Artifact, clip
     _common.say(f"features of {len(clips)} clips by {len(own)} encoders ...")
     found = extractor.features([(clip, stored_view(targets.place(clip, 0))) for clip in clips])
     return {**{name: found[name] for name in own}, f"{PIXELS}/0": found[PIXELS]}
-
-
-@dataclasses.dataclass(frozen=True)
-class Windows:
-    """An encoder of short clips on long ones: window after window, their tokens in a row.
-
-    Args:
-        encoder: the network.
-        num_frames: of a window; what is left at the end is a shorter one.
-    """
-
-    encoder: OwnEncoder
-    num_frames: int
-
-    @property
-    def tubelet_frames(self) -> int:
-        """Frames of one slot."""
-        return self.encoder.tubelet_frames
-
-    def tokens(self, frames: torch.Tensor, *, layer: int | None) -> torch.Tensor:
-        """One vector per token ``[B t h w D]``."""
-        return torch.cat([self.encoder.tokens(part, layer=layer) for part in frames.split(self.num_frames, dim=1)], dim=1)
 
 
 def _targets(world: World) -> Artifact:

@@ -1,7 +1,7 @@
 """An encoder of others as evaluation sees it: long clips pass through it in windows of the length that it was made for."""
 
 import dataclasses
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from einops import rearrange
@@ -9,16 +9,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from models.grid import Patching, patchify
-from models.shapes import Float, Int, UInt8
-
-
-class Network(Protocol):
-    """A network over the patches of a clip, such as ``models.vit.Encoder``."""
-
-    def features(
-        self, patches: Float[Tensor, "B V patch_dim"], positions: Int[Tensor, "B V"], *, layer: int | None
-    ) -> Float[Tensor, "B V D"]:
-        """One vector per patch; ``layer`` as ``VideoEncoder.tokens`` has it."""
+from models.shapes import Float, UInt8
+from stages.encoders import Network, every_token
 
 
 class Window(NamedTuple):
@@ -92,10 +84,8 @@ class ForeignEncoder:
 
     def _window(self, frames: UInt8[Tensor, "B T H W C"], layer: int | None) -> Float[Tensor, "B t h w D"]:
         patches = patchify(self._resized(frames), self.patching)
-        positions = torch.arange(patches.shape[1], device=self.device).expand(len(patches), -1)
-        tokens = self.network.features(patches, positions, layer=layer).float()
         side = self.size_px // self.patching.patch_px
-        return rearrange(tokens, "B (t h w) D -> B t h w D", h=side, w=side)
+        return every_token(self.network, patches, height=side, width=side, layer=layer)
 
     def _resized(self, frames: UInt8[Tensor, "B T H W C"]) -> Float[Tensor, "B C T H W"]:
         """Pixels in [0, 1] at the network's size."""

@@ -24,6 +24,7 @@ from stages.batches import ClipFrames, Sample, Stream, held_out_clips, training_
 from stages.device import device
 from stages.draws import below, generator
 from stages.errors import ArtifactMissing, ConfigError
+from stages.estimate import run_of
 from stages.optimization import Optimization
 from stages.pictures import score_name
 from stages.player import Player
@@ -297,14 +298,9 @@ def _training(
         judge=(lambda: held_out_measures(player.trained, target, held_out, precision)) if held_out else None,
         judge_every_steps=config.held_out_every_steps,
         pictures=(lambda: {"held-out": held_out_picture(player.trained, target, watched, precision)}) if watched else None,
-        clip_flops=cost.flops(_workload(task, target)).training,
+        clip_flops=cost.flops(run_of(config, task.views, task.quantizer).workload).training,
         ranks=ranks,
     )
-
-
-def _workload(task: Task, target: Target) -> cost.Workload:
-    visible, predicted = task.config.encoder_masking.count(task.grid), task.config.decoder_masking.count(task.grid)
-    return cost.Workload(task.config.model, task.grid, visible, predicted, target.dim)
 
 
 def _held_out(config: Config, snapshot: Artifact) -> list[Clip]:
