@@ -1,11 +1,12 @@
 """What the paper claims of decoding few tokens, at a size that two processor cores bear: many short trainings, one judge.
 
-    python benchmarks/claims.py [--data FOLDER] [--groups NAME ...] [--steps N] [--seeds N ...] [--root DIR] [--quick]
+    python benchmarks/claims.py [--data FOLDER] [--groups NAME ...] [--rows NAME ...] [--seeds N ...] [--root DIR] [--quick]
 
 Every row is a pretraining of the recipe ``lvmae`` under the overlay ``demo`` that differs from the first row in one thing:
 which tokens the decoder predicts, how many, what it predicts of them, or how long its clips are. All are given the same number
 of training operations by count (``models.cost``), so that a row that decodes more makes fewer steps; shorter clips come in
-larger batches, and of more views. All seeds of a row share clips, tokenizer and targets.
+larger batches, and of more views. The group ``remedies`` asks whether 128 frames do better when trained longer, wider or at
+another rate. All seeds of a row share clips, tokenizer and targets.
 
 The frozen encoders are read by the linear probe, twice: with 8 parts of time kept apart, where the features' places tell the
 order whatever the encoder knows, and with one mean over all of time, where only what the encoder itself knows of the order is
@@ -78,12 +79,21 @@ class Setting(NamedTuple):
     name: str
     changes: tuple[str, ...] = ()
     num_frames: int = FRAMES
+    operations: float = 1
+    """Of training, as a multiple of the first row's."""
 
 
 def _adaptive(share: float) -> tuple[str, ...]:
     """The paper's two parts to one of priority and chance, at another budget."""
     top = round(share * 2 / 3, 4)
     return (f"pretrain.decoder_masking={{name: priority, top: {top}, random: {round(share - top, 4)}}}",)
+
+
+_WIDER = ("pretrain.model.encoder={width: 128, depth: 3, num_heads: 8}",)
+
+
+def _rate(learning_rate: float) -> tuple[str, ...]:
+    return (f"pretrain.optimization.learning_rate={learning_rate}",)
 
 
 def _masking(spelled: str) -> tuple[str, ...]:
@@ -101,6 +111,9 @@ SETTINGS = (
     Setting("target", "pixels, 15 %", ("pretrain.target={name: pixels}",)),
     Setting("target", "pixels, all tokens", (*_masking("{name: none}"), "pretrain.target={name: pixels}")),
     *(Setting("frames", f"{count} frames", num_frames=count) for count in (16, 32, 64)),
+    *(Setting("remedies", f"{count} frames, 4 x operations", num_frames=count, operations=4) for count in (128, 32)),
+    *(Setting("remedies", f"{count} frames, 2 x width and operations", _WIDER, count, operations=2) for count in (128, 32)),
+    *(Setting("remedies", f"128 frames, rate {rate}", _rate(rate)) for rate in (8.0e-4, 5.0e-3)),
 )
 
 
@@ -168,7 +181,7 @@ def main() -> None:
     asked = _arguments()
     with tempfile.TemporaryDirectory() as scratch:
         world = World(asked, (asked.root or Path(scratch)).absolute(), _shared(asked))
-        chosen = [one for one in SETTINGS if one.group in asked.groups or one.name == BASE]
+        chosen = [one for one in SETTINGS if one.name == BASE or (one.group in asked.groups and _named(one, asked.rows))]
         _prepare(world, chosen)
         trained = _trained(world, chosen)
         result = _result(world, trained, *_read(world, trained))
@@ -178,9 +191,11 @@ def main() -> None:
 def _arguments() -> argparse.Namespace:
     parser = _common.arguments(__doc__ or "")
     groups = tuple(dict.fromkeys(one.group for one in SETTINGS))
+    usual = [name for name in groups if name != "remedies"]
     parser.add_argument("--data", help="folder of labelled clips (the synthetic set)")
     parser.add_argument("--label", default="class", help="what the probe tells (class)")
-    parser.add_argument("--groups", nargs="+", choices=groups, default=groups, help=f"rows to make ({' '.join(groups)})")
+    parser.add_argument("--groups", nargs="+", choices=groups, default=usual, help=f"rows to make ({' '.join(usual)})")
+    parser.add_argument("--rows", nargs="+", metavar="NAME", help="of those groups, only these (all)")
     parser.add_argument("--steps", type=int, help="training steps of the first row (600; 20 with --quick)")
     parser.add_argument("--seeds", type=int, nargs="+", help="of weights, order and masks (0 1 2; 0 with --quick)")
     parser.add_argument("--views", type=int, default=2, help="stored views per clip, more of shorter ones (2)")
@@ -193,6 +208,10 @@ def _arguments() -> argparse.Namespace:
     if asked.quick:
         asked.groups = ["target"]
     return asked
+
+
+def _named(setting: Setting, rows: Sequence[str] | None) -> bool:
+    return not rows or setting.name in rows
 
 
 def _shared(asked: argparse.Namespace) -> tuple[str, ...]:
@@ -229,7 +248,7 @@ def _trained(world: World, chosen: Sequence[Setting]) -> list[Trained]:
         one, seed = pair
         batch = BATCH_CLIPS * FRAMES // one.num_frames
         bare = world.request(one, f"pretrain.optimization.batch_clips={batch}", f"pretrain.seed={seed}")
-        steps = max(1, round(world.asked.steps * whole / _flop(bare.load())))
+        steps = max(1, round(world.asked.steps * one.operations * whole / _flop(bare.load())))
         request = bare.model_copy(update={"overrides": (*bare.overrides, f"pretrain.optimization.num_steps={steps}")})
         begun = time.perf_counter()
         record, spent = world.run("pretrain", request, threads=1)
@@ -301,7 +320,7 @@ def _features(world: World, trained: Sequence[Trained], snapshot: Artifact, clip
     device = torch.device("cpu")
     own: dict[str, VideoEncoder] = {}
     for one in trained:
-        encoder = geometry.model.build_encoder(geometry.grid)
+        encoder = networks.geometry(one.made).model.build_encoder(geometry.grid)
         encoder.load_state_dict(read_tensors(one.made.verified("encoder.safetensors")))
         length, side_px = one.setting.num_frames, geometry.views.size_px
         own[f"{one.setting.name}/{one.seed}"] = ForeignEncoder(encoder.eval(), geometry.model.patching, length, side_px, device)
