@@ -111,7 +111,7 @@ SETTINGS = (
     Setting("target", "pixels, 15 %", ("pretrain.target={name: pixels}",)),
     Setting("target", "pixels, all tokens", (*_masking("{name: none}"), "pretrain.target={name: pixels}")),
     *(Setting("frames", f"{count} frames", num_frames=count) for count in (16, 32, 64)),
-    *(Setting("remedies", f"{count} frames, 4 x operations", num_frames=count, operations=4) for count in (128, 32)),
+    *(Setting("remedies", f"{count} frames, 3 x operations", num_frames=count, operations=3) for count in (128, 32)),
     *(Setting("remedies", f"{count} frames, 2 x width and operations", _WIDER, count, operations=2) for count in (128, 32)),
     *(Setting("remedies", f"128 frames, rate {rate}", _rate(rate)) for rate in (8.0e-4, 5.0e-3)),
 )

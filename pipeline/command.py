@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from pipeline import quarantine
+from pipeline import operation, quarantine, track, upkeep
 from pipeline.options import Json, Root, Verbose, reporting
 from pipeline.recipe_files import overlay_names, recipe_names
 
@@ -50,6 +50,14 @@ _Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="A.B=C", help="Change one value of the recipe, spelled as in YAML; repeatable."),
 ]
+_Snapshot = Annotated[
+    str | None,
+    typer.Option(
+        "--snapshot",
+        metavar="N",
+        help="Read this snapshot of the clips and do not look at the source: its number, or the beginning of its digest.",
+    ),
+]
 _Engine = Annotated[
     Literal["local", "prefect"], typer.Option("--engine", help="Run here, or as a Prefect flow (needs no server).")
 ]
@@ -80,9 +88,15 @@ def build() -> typer.Typer:
     app.command("plan", epilog="Example: lvmae plan lvmae --clips 240000 --memory 80,141")(_plan)
     app.command("compare", epilog="Example: lvmae compare 0123abcd 4567ef01 --root workspace")(_compare)
     app.command("status", epilog="Example: lvmae status lvmae --overlay demo --root workspace")(_status)
+    app.command("watch", epilog="Example: lvmae watch incoming --recipe lvmae --overlay demo")(_watch)
     app.command("verify", epilog="Example: lvmae verify --root workspace")(_verify)
     app.command("recipes", epilog="Example: lvmae recipes lvmae --overlay demo")(_recipes)
+    app.command("up", epilog="Example: lvmae up --root workspace --incoming incoming")(operation.up)
+    app.command("deploy", epilog="Example: PREFECT_API_URL=http://127.0.0.1:4200/api lvmae deploy")(operation.deploy)
+    app.command("gc", epilog="Example: lvmae gc --root workspace --keep 0123456789abcdef")(upkeep.gc)
+    app.command("doctor", epilog="Example: lvmae doctor --root workspace")(upkeep.doctor)
     app.add_typer(quarantine.build(), name="quarantine")
+    app.add_typer(track.build(), name="track")
     return app
 
 
@@ -102,6 +116,8 @@ def _run(
     first: Annotated[
         str | None, typer.Option("--from", metavar="STAGE", help="Begin with this stage; its inputs must be there.")
     ] = None,
+    last: Annotated[str | None, typer.Option("--to", metavar="STAGE", help="End with this stage.")] = None,
+    snapshot: _Snapshot = None,
     engine: _Engine = "local",
     tracking: _Tracking = True,
     as_json: Json = False,
@@ -111,8 +127,8 @@ def _run(
     with reporting(verbose):
         from pipeline.execution import execute
 
-        request = _request(recipe, overlay, source, overrides)
-        execute(request, root=root, only=only, first=first, engine=engine, tracking=tracking, as_json=as_json)
+        request = _request(recipe, overlay, source, overrides, snapshot)
+        execute(request, root=root, only=only, first=first, last=last, engine=engine, tracking=tracking, as_json=as_json)
 
 
 def _stage_command(stage: str) -> Callable[..., None]:
@@ -122,6 +138,7 @@ def _stage_command(stage: str) -> Callable[..., None]:
         source: _Source = None,
         root: Root = "workspace",
         overrides: _Overrides = None,
+        snapshot: _Snapshot = None,
         engine: _Engine = "local",
         tracking: _Tracking = True,
         as_json: Json = False,
@@ -130,7 +147,7 @@ def _stage_command(stage: str) -> Callable[..., None]:
         with reporting(verbose):
             from pipeline.execution import execute
 
-            request = _request(recipe, overlay, source, overrides)
+            request = _request(recipe, overlay, source, overrides, snapshot)
             execute(request, root=root, only=stage, first=None, engine=engine, tracking=tracking, as_json=as_json)
 
     return command
@@ -142,6 +159,10 @@ def _plan(
     source: _Source = None,
     root: Root = "workspace",
     overrides: _Overrides = None,
+    only: Annotated[str | None, typer.Option("--only", metavar="STAGE", help="As in `lvmae run`.")] = None,
+    first: Annotated[str | None, typer.Option("--from", metavar="STAGE", help="As in `lvmae run`.")] = None,
+    last: Annotated[str | None, typer.Option("--to", metavar="STAGE", help="As in `lvmae run`.")] = None,
+    snapshot: _Snapshot = None,
     devices: Annotated[int, typer.Option("--devices", metavar="N", min=1, help="Devices that share every batch.")] = 1,
     clips: Annotated[
         int | None,
@@ -155,17 +176,27 @@ def _plan(
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
-    """Say what pretraining will need before it is started: memory of a device, the largest batch that fits one, and hours.
+    """Say what a run would do before it is started: what is reused and why, units, bytes and minutes, and what it needs.
 
-    Everything is counted from the recipe; no artifact needs to be there, and nothing is written. Memory is that of the worst
-    moment of a training step. Times are given at the floor, where all work goes at the rate of plain matrix products, and as
-    expected at the share of it that published trainings reach. What a run would do next, and why, says `lvmae status`.
+    First the plan, stage by stage; minutes are those that a unit took on this machine before, or unknown. Then memory of a
+    device, the largest batch that fits one, and hours of pretraining: counted from the recipe, so no artifact needs to be
+    there. Times are given at the floor, where all work goes at the rate of plain matrix products, and as expected at the share
+    of it that published trainings reach. Nothing is written. Why something is out of date says `lvmae status`.
     """
     with reporting(verbose):
-        from pipeline.estimates import show_estimate
+        from pipeline.estimates import show_plan
+        from pipeline.plan import selected
 
-        request = _request(recipe, overlay, source, overrides)
-        show_estimate(request, root=root, num_devices=devices, num_clips=clips, memory_gb=memory, as_json=as_json)
+        request = _request(recipe, overlay, source, overrides, snapshot)
+        show_plan(
+            request,
+            stages=selected(only=only, first=first, last=last, snapshot=snapshot),
+            root=root,
+            num_devices=devices,
+            num_clips=clips,
+            memory_gb=memory,
+            as_json=as_json,
+        )
 
 
 def _embed(
@@ -261,16 +292,56 @@ def _status(
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
-    """Show every artifact: its state, what it was made from, size and age; with a recipe, what would run next.
+    """Show every artifact: its state, what it was made from, whether and why it is out of date; with a recipe, what runs next.
 
-    A stage's fingerprint is made of its configuration and the digests of its inputs. Deleting one artifact reruns that
-    stage; stages that read it run again only if it comes out differently.
+    Out of date is what was made from an older snapshot, from an input that came out differently since, or by an earlier version
+    of its stage; with a recipe also what has other settings, and which. A stage's fingerprint is made of its configuration and
+    the digests of its inputs. Deleting one artifact reruns that stage; stages that read it run again only if it comes out
+    differently. Below stand free disk, the newest snapshot's age, what landed and is not ingested, and what waits for MLflow.
     """
     with reporting(verbose):
         from pipeline.inspection import show_status
 
         request = _request(recipe, overlay, source, overrides) if recipe else None
         show_status(request, root=root, as_json=as_json)
+
+
+def _watch(
+    source: Annotated[
+        str, typer.Argument(metavar="SOURCE", help="Where videos land: a folder, a glob, or s3://bucket/prefix.")
+    ],
+    recipe: Annotated[
+        str, typer.Option("--recipe", metavar="NAME", help="Name of the recipe that is to be run, or path of a YAML file.")
+    ] = "lvmae",
+    overlay: _Overlays = None,
+    dataset: Annotated[str, typer.Option("--dataset", metavar="NAME", help="What to call the clips.")] = "",
+    root: Root = "workspace",
+    overrides: _Overrides = None,
+    quiet: Annotated[
+        float, typer.Option("--quiet", metavar="S", min=0.1, help="Seconds without a change after which a burst is over.")
+    ] = 5,
+    most: Annotated[
+        float, typer.Option("--most", metavar="S", min=0.1, help="Seconds of changes after which it is looked all the same.")
+    ] = 30,
+    poll: Annotated[
+        float, typer.Option("--poll", metavar="S", min=1, help="Seconds between looks at a store, and at a quiet folder.")
+    ] = 60,
+    verbose: Verbose = False,
+) -> None:
+    """Tell the Prefect server when complete videos landed in a source, so that its automation starts the pipeline at once.
+
+    Runs until it is ended, and writes nothing. A burst of files is told once; an incomplete file is not told. What could not be
+    told, because the server was away, is told later, and what this command missed the deployment `sensor` finds.
+    """
+    with reporting(verbose):
+        from pipeline import environment
+
+        environment.prepare()
+        from pipeline.landing import Landing
+        from pipeline.watch import watch
+
+        named = _request(recipe, overlay, source, overrides)
+        watch(Landing.of(named, dataset=dataset, root=root), root=root, quiet_s=quiet, most_s=most, poll_s=poll)
 
 
 def _verify(root: Root = "workspace", as_json: Json = False, verbose: Verbose = False) -> None:
@@ -304,7 +375,11 @@ def _recipes(
         sys.stdout.write("".join(f"{line}\n" for line in lines))
 
 
-def _request(recipe: str, overlay: list[str] | None, source: str | None, overrides: list[str] | None) -> "Request":
+def _request(
+    recipe: str, overlay: list[str] | None, source: str | None, overrides: list[str] | None, snapshot: str | None = None
+) -> "Request":
     from pipeline.recipe import Request
 
-    return Request(recipe=recipe, overlays=tuple(overlay or ()), source=source, overrides=tuple(overrides or ()))
+    return Request(
+        recipe=recipe, overlays=tuple(overlay or ()), source=source, overrides=tuple(overrides or ()), snapshot=snapshot
+    )

@@ -43,7 +43,7 @@ def show_comparison(names: Sequence[str], *, root: str, out: Path, as_json: bool
     found = [_found(workspace, name) for name in names]
     if len({one.fingerprint for one in found}) < max(2, len(found)):
         raise ConfigError(f"compare {' '.join(names)}: name two or more different evaluations")
-    comparison = compare([_read(letter, made) for letter, made in zip(_letters(), found, strict=False)])
+    comparison = compare([evaluation(letter, made) for letter, made in zip(_letters(), found, strict=False)])
     publish_bytes(out.absolute(), render(comparison))
     record = json.dumps({**comparison.record(), "page": str(out.absolute())})
     _print([record] if as_json else [*_lines(comparison), "", f"the whole comparison: {out.absolute()}"])
@@ -81,7 +81,13 @@ def _by_prefix(workspace: Workspace, name: str) -> Path:
     return place / meant[0]
 
 
-def _read(letter: str, made: Artifact) -> Evaluation:
+def evaluation(letter: str, made: Artifact) -> Evaluation:
+    """An evaluation as it is compared, under a letter.
+
+    Raises:
+        ArtifactMissing: it keeps no predictions.
+        ArtifactDamaged: its bytes are not what its manifest says.
+    """
     settings = _settings(made)
     return Evaluation(
         name=letter,

@@ -1,235 +1,302 @@
-"""What ``lvmae plan`` prints: what pretraining costs by count, before anything is started. For a person as tables, for a
-program as JSON.
+"""What a run of a recipe would do, stage by stage: which are reused and why, how many units, bytes and minutes the others take.
 
-It is no plan of a run: what a run would do next, and why, is in ``pipeline.plan``, and ``lvmae status`` prints that.
+Nothing is written. What it says of the next run is what that run then does, unless the sources or the artifacts change in
+between; what cannot be known yet is said to be unknown.
 """
 
 import dataclasses
 import json
-import math
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
-from models import cost
-from pipeline.plan import newest_snapshot
+from pipeline import rates
+from pipeline.continuation import continued
+from pipeline.plan import STAGES, Action, Step, config_of, pinned_snapshot, plan
+from pipeline.pretraining_cost import cost_lines, cost_record
 from pipeline.recipe import Recipe, Request
-from pipeline.wording import duration, size
-from stages import estimate
-from stages.device import device, precisions
-from stages.errors import ConfigError
-from stages.estimate import Device, Run
-from stages.storage.index import Index
+from pipeline.wording import size, table
+from pipeline.work import Amount, Extent, amount, size_bytes
+from stages import shard
+from stages.errors import PipelineError
+from stages.prospect import Prospect, prospect
+from stages.storage import artifact
+from stages.storage.artifact import Artifact
+from stages.storage.clips import Dataset
 from stages.storage.workspace import Workspace
 
-_PARTS = {
-    "weights": "parameters",
-    "moments": "moments of AdamW",
-    "average": "moving average",
-    "tables": "vectors of positions",
-    "gradients": "gradients at that moment",
-    "activations": "activations",
-    "copies": "bf16 copies of parameters",
-    "batch": "batch",
-    "video": "decoded video that is kept, at most",
-    "workspace": "libraries' workspace",
-    "taken": "interpreter and libraries",
-    "total": "in all",
-}
-_WAYS = {
-    "plain": "clips at once, at most",
-    "checkpointing": "with activation checkpointing",
-    "materialised": "where attention is not fused",
-}
-_PACES = {"floor": "floor", "eager": "expected, eager", "compiled": "expected, compiled"}
+
+@dataclasses.dataclass(frozen=True)
+class Forecast:
+    """What a run would do with one stage."""
+
+    stage: str
+    action: Action
+    """``wait``: whether there is anything to do shows when an input is made again; ``units`` are those then."""
+    reason: str
+    units: int | None
+    """To be done; ``None``: not known."""
+    is_bound: bool
+    """Whether ``units`` is the most that it can be: new sources may turn out to be copies or no videos, and make no clips."""
+    reused: int | None
+    """Units that are there."""
+    size_bytes: int | None
+    """What it needs on the disk; ``None``: not known."""
+    minutes: float | None
+    """By what a unit took on this machine before; ``None``: not measured here yet."""
+    basis: str = ""
+    """Where the minutes come from."""
+    fingerprint: str | None = None
+    """``None`` while an input is missing."""
+
+    def record(self) -> dict[str, Any]:
+        """The forecast as one JSON object."""
+        plain = dataclasses.asdict(self)
+        return plain | {"action": self.action.value, "bytes": plain.pop("size_bytes")}
 
 
-def show_estimate(
-    request: Request, *, root: str, num_devices: int, num_clips: int | None, memory_gb: str, as_json: bool
-) -> None:
-    """Print what the pretraining of a recipe costs.
+class Outlook(NamedTuple):
+    """What is known of a run before it begins."""
+
+    stages: list[Forecast]
+    """What it would do with each of its stages, in order."""
+    ahead: Prospect | None
+    """What lies before the first stage; ``None`` if that is not run, or its source cannot be looked at."""
+    problem: str = ""
+    """Why it cannot."""
+
+
+def forecast(
+    recipe: Recipe, workspace: Workspace, stages: Sequence[str] | None = None, *, pinned: Artifact | None = None
+) -> list[Forecast]:
+    """What a run of a recipe would do now, stage by stage. Writes nothing.
 
     Args:
-        request: the recipe.
-        root: where a snapshot of its clips may lie.
-        num_devices: that share every batch.
-        num_clips: clips of one epoch; ``None``: as many as the newest snapshot has, if there is one.
-        memory_gb: memory of the GPUs to compare, in GB, with commas between.
-        as_json: for a program.
+        recipe: what is asked for.
+        workspace: where artifacts lie.
+        stages: those that are run; ``None``: all. The others stay as they are.
+        pinned: snapshot of the clips that is read instead of looking at the source.
 
     Raises:
-        ConfigError: the recipe does not fit, or the sizes of memory are no numbers.
+        PipelineError: a manifest cannot be read.
     """
-    sizes = _sizes(memory_gb)
-    recipe = request.load()
-    quantizer = recipe.tokenizer.model.quantizer
-    run = estimate.run_of(
-        recipe.pretrain,
-        recipe.precompute.views,
-        quantizer,
-        num_devices=num_devices,
-        activation_checkpointing=recipe.pretrain.activation_checkpointing,
-        compiled=recipe.pretrain.compile,
-    )
-    places = [estimate.this_device(run.policy.precision), *(estimate.gpu(one, run.policy.precision) for one in sizes)]
-    record = _record(recipe, run, places, num_clips or _clips_of_snapshot(recipe, root))
-    _print([json.dumps(record)] if as_json else _lines(request, record))
+    return outlook(recipe, workspace, stages, pinned=pinned).stages
 
 
-def _sizes(memory_gb: str) -> list[float]:
-    try:
-        sizes = [float(one) for one in memory_gb.split(",")]
-    except ValueError:
-        sizes = [0]
-    if not all(0 < one < math.inf for one in sizes):
-        raise ConfigError(f"--memory {memory_gb!r}: expected sizes in GB with commas between, such as --memory 80,141")
-    return sizes
+def outlook(
+    recipe: Recipe, workspace: Workspace, stages: Sequence[str] | None = None, *, pinned: Artifact | None = None
+) -> Outlook:
+    """The same with what was seen of the source."""
+    steps = {step.stage: step for step in plan(recipe, workspace, pinned=pinned)}
+    foresight = _Foresight(recipe, workspace, steps, tuple(steps) if stages is None else tuple(stages))
+    found = foresight.stages()
+    return Outlook(found, foresight.ahead, foresight.problem)
 
 
-def _clips_of_snapshot(recipe: Recipe, root: str) -> int | None:
-    snapshot = newest_snapshot(recipe, Workspace.at(root))
-    return len(Index(snapshot).without(recipe.pretrain.exclude)) if snapshot else None
+class _Foresight:
+    """The stages one after the other, each with what is known of those before it."""
+
+    def __init__(self, recipe: Recipe, workspace: Workspace, steps: Mapping[str, Step], stages: Sequence[str]) -> None:
+        self.recipe, self.workspace, self.steps, self.run = recipe, workspace, steps, stages
+        self.changed: dict[str, bool | None] = {}
+        """By stage whether its artifact will be another one; ``None``: perhaps."""
+        self.extent = Extent(steps["shard"].artifact, 0)
+        self.ahead: Prospect | None = None
+        self.problem = ""
+
+    def stages(self) -> list[Forecast]:
+        """All that are run, in order."""
+        found = []
+        for stage in self.steps:
+            if stage not in self.run:
+                self.changed[stage] = False
+            elif stage == "shard":
+                found.append(self._first())
+            else:
+                found.append(self._later(stage))
+        return found
+
+    def _first(self) -> Forecast:
+        """The stage that looks at the sources."""
+        step = self.steps["shard"]
+        try:
+            ahead = self.ahead = prospect(self.recipe.shard, self.workspace)
+        except (PipelineError, OSError) as error:
+            self.problem = str(error)
+            self.changed["shard"], self.extent = False, Extent(step.artifact, None)  # as if it stayed as it is
+            return self._of(step, Amount(None), None, reason=f"cannot be foreseen: {error}")
+        self.changed["shard"] = self._snapshot_changes(ahead)
+        self.extent = Extent(step.artifact, None if ahead.units is None else ahead.units + ahead.unnamed)
+        action = Action.RUN if ahead.changes else Action.LOOK
+        needed = _clip_bytes(ahead, step.artifact)
+        return self._of(
+            dataclasses.replace(step, action=action), Amount(ahead.units, ahead.committed), needed, reason=_found(ahead)
+        )
+
+    def _snapshot_changes(self, ahead: Prospect) -> bool | None:
+        """Whether the clips will be others than any that were read before."""
+        if not ahead.is_known:
+            return None
+        return None if ahead.changes and self._snapshot_was_lost() else ahead.changes
+
+    def _snapshot_was_lost(self) -> bool:
+        """Whether something was made from a snapshot of these clips that is not there any more, and may come out again."""
+        dataset = Dataset(self.workspace, shard.dataset_name(self.recipe.shard))
+        there = {made.digest for made in dataset.snapshots()}
+        place = self.workspace.relative(dataset.folder)
+        read = [made.manifest.inputs["shard"] for made in artifact.committed(self.workspace, "tokenizer")]
+        return any(one.path == place and one.digest not in there for one in read)
+
+    def _later(self, stage: str) -> Forecast:
+        step, inputs = self.steps[stage], STAGES[stage].INPUTS
+        new = [name for name in inputs if self.changed[name]]
+        perhaps = [name for name in inputs if self.changed[name] is None]
+        action, reason, fingerprint = step.action, step.reason, step.fingerprint
+        if new:
+            action, reason, fingerprint = Action.RUN, f"its {' and '.join(new)} will be new", None
+        elif perhaps:
+            action, reason, fingerprint = Action.WAIT, f"reused if its {' and '.join(perhaps)} comes out the same", None
+        elif action is Action.WAIT and not self.problem:
+            reason = f"{step.reason}; none of the stages that are run makes it"
+        self.changed[stage] = self._changes(stage, action, fingerprint)
+        todo = self._amount(stage, fingerprint) if action is not Action.REUSE else self._nothing(step)
+        needed = 0 if action is Action.REUSE else size_bytes(self.recipe, stage, self.extent, todo.units)
+        known = dataclasses.replace(step, action=action, fingerprint=fingerprint)
+        return self._of(known, todo, needed, reason=reason)
+
+    def _nothing(self, step: Step) -> Amount:
+        """The work on what is there."""
+        return Amount(0, step.artifact.manifest.counts["units"] if step.artifact else 0)
+
+    def _amount(self, stage: str, fingerprint: str | None) -> Amount:
+        inputs = {name: made for name in STAGES[stage].INPUTS if (made := self.steps[name].artifact)}
+        if stage == "tokenizer" and self._keeps_tokenizer():
+            return Amount(0)
+        if fingerprint is not None:
+            recipe = continued(self.recipe, stage, inputs, self.workspace).recipe
+            return amount(recipe, stage, self.extent, inputs=inputs, workspace=self.workspace, fingerprint=fingerprint)
+        if self.changed["tokenizer"] and not self._keeps_tokenizer():
+            inputs = {}  # no unit of another tokenizer is adopted
+        return amount(self.recipe, stage, self.extent, inputs=inputs, workspace=self.workspace)
+
+    def _keeps_tokenizer(self) -> bool:
+        """Whether new clips are given the tokenizer that is there."""
+        return bool(self.changed["shard"] and self.recipe.tokenizer.on_new_data == "keep" and self.steps["tokenizer"].artifact)
+
+    def _changes(self, stage: str, action: Action, fingerprint: str | None) -> bool | None:
+        """Whether what comes out is another artifact than any that was read before: a fingerprint is part of a digest."""
+        if action is Action.REUSE:
+            return False
+        if action is Action.WAIT:
+            return None
+        return None if fingerprint is not None and self._was_read(stage, fingerprint) else True
+
+    def _was_read(self, stage: str, fingerprint: str) -> bool:
+        """Whether something that is there was made from an artifact of this fingerprint."""
+        return any(
+            made.manifest.inputs[stage].fingerprint == fingerprint
+            for reader in STAGES
+            if stage in STAGES[reader].INPUTS
+            for made in artifact.committed(self.workspace, reader)
+        )
+
+    def _of(self, step: Step, todo: Amount, size: int | None, *, reason: str) -> Forecast:
+        minutes, basis = self._minutes(step.stage, todo.units)
+        return Forecast(
+            stage=step.stage,
+            action=step.action,
+            reason=reason,
+            units=todo.units,
+            is_bound=step.action is Action.WAIT or self._follows_new_shards(step.stage),
+            reused=todo.reused,
+            size_bytes=size,
+            minutes=minutes,
+            basis=basis,
+            fingerprint=step.fingerprint,
+        )
+
+    def _follows_new_shards(self, stage: str) -> bool:
+        return stage in ("precompute", "evaluate") and bool(self.changed["shard"]) and self.extent.new_shards != 0
+
+    def _minutes(self, stage: str, units: int | None) -> tuple[float | None, str]:
+        if units == 0:
+            return 0.0, ""
+        rate = rates.measured(self.workspace, stage, config_of(self.recipe, stage))
+        if rate is None or units is None:
+            return None, ""
+        times = "once" if rate.num_runs == 1 else f"{rate.num_runs} times"
+        return units * rate.unit_s / 60, f"{rate.unit_s:.3g} s per unit, measured {times} on this machine"
 
 
-def _record(recipe: Recipe, run: Run, places: Sequence[Device], num_clips: int | None) -> dict[str, Any]:
-    work, views, optimization = run.workload, recipe.precompute.views, recipe.pretrain.optimization
-    flops = cost.flops(work)
-    num_samples = (num_clips or 0) * recipe.pretrain.masks_per_clip
-    steps: dict[str, float] = {"step": 1}
-    if num_clips:
-        steps["epoch"] = num_samples / run.batch_clips
-    if num_clips or optimization.num_steps:
-        steps["training"] = optimization.total_steps(num_samples)
-    return {
-        "recipe": recipe.name,
-        "clip": {
-            "num_frames": views.num_frames,
-            "size_px": views.size_px,
-            "tokens": work.grid.num_tokens,
-            "visible_tokens": work.visible,
-            "predicted_tokens": work.predicted,
-            "decoded_tokens": work.decoded,
-        },
-        "parameters": cost.parameters(work)._asdict(),
-        "flops_per_clip": {**flops._asdict(), "forward": flops.forward, "training": flops.training},
-        "kept_bytes_per_clip": {name: cost.saved_bytes(work, way.policy) for name, way in _ways(run).items()},
-        "precision": run.policy.precision,
-        "batch_clips": run.batch_clips,
-        "num_devices": run.num_devices,
-        "clips_at_once": run.clips_at_once,
-        "num_clips": num_clips,
-        "num_steps": steps.get("training"),
-        "checkpoint_bytes": estimate.checkpoint_bytes(run),
-        "devices": [_device_record(run, place, steps) for place in places],
-    }
-
-
-def _device_record(run: Run, place: Device, steps: Mapping[str, float]) -> dict[str, Any]:
-    needed = estimate.memory(run, place)
-    largest = {name: estimate.largest_clips_at_once(way, place) for name, way in _ways(run).items()}
-    eager, compiled = (estimate.duration(dataclasses.replace(run, compiled=one), place) for one in (False, True))
-    step_s = {"floor": eager.floor_s, "eager": eager.expected_s, "compiled": compiled.expected_s}
-    return {
-        **place._asdict(),
-        "needed_bytes": {**needed._asdict(), "total": needed.total},
-        "fits": estimate.fits(needed, place),
-        "largest_clips_at_once": largest,
-        "fitting_parts": estimate.fitting_parts(run, largest["plain"]),
-        "duration_s": {what: {pace: count * one for pace, one in step_s.items()} for what, count in steps.items()},
-    }
-
-
-def _ways(run: Run) -> dict[str, Run]:
-    """The training as it is asked for, with activation checkpointing, and with attention that is not fused."""
-    policies = {
-        "plain": run.policy,
-        "checkpointing": run.policy._replace(activation_checkpointing="full"),
-        "materialised": run.policy._replace(attention="materialised"),
-    }
-    return {name: dataclasses.replace(run, policy=policy) for name, policy in policies.items()}
-
-
-def _lines(request: Request, record: Mapping[str, Any]) -> list[str]:
-    places = record["devices"]
-    rows = [
-        ["", *(place["name"] for place in places)],
-        ["memory", *(size(place["memory_bytes"]) for place in places)],
-        *_memory_rows(places),
-        *([f"  {shown}", *(str(place["largest_clips_at_once"][way]) for place in places)] for way, shown in _WAYS.items()),
-        *_duration_rows(places),
+def _found(ahead: Prospect) -> str:
+    if not ahead.is_known:
+        return "many files were touched since they were last read; which of them are new shows when they are read again"
+    parts = [
+        f"{ahead.new_sources} new sources" if ahead.new_sources else "",
+        f"{ahead.unfinished} units were planned and not made" if ahead.unfinished else "",
+        f"{ahead.unnamed} units are in no snapshot yet" if ahead.unnamed else "",
+        f"{ahead.waiting} sources are not complete and have to wait" if ahead.waiting else "",
     ]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    table = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in rows]
-    return [*_facts(request, record), "", *table, "", *_remarks(record)]
+    return ", ".join(filter(None, parts)) or "looks for files that are new in the source; there are none now"
 
 
-def _facts(request: Request, record: Mapping[str, Any]) -> list[str]:
-    clip, flops, kept = record["clip"], record["flops_per_clip"], record["kept_bytes_per_clip"]
-    forward = flops["forward"]
-    in_attention = (flops["encoder_attention"] + flops["decoder_attention"]) / forward
-    in_decoder = (flops["decoder_linear"] + flops["decoder_attention"]) / forward
-    facts = {
-        "clip": f"{clip['num_frames']} frames of {clip['size_px']} px, {clip['tokens']:,} tokens: "
-        f"{clip['visible_tokens']:,} visible ({clip['visible_tokens'] / clip['tokens']:.1%}), "
-        f"{clip['predicted_tokens']:,} predicted ({clip['predicted_tokens'] / clip['tokens']:.1%})",
-        "parameters": "{encoder:,} in the encoder, {decoder:,} in what is thrown away".format(**record["parameters"]),
-        "operations": f"{forward / 1e9:,.4g} GFLOP forward and {flops['training'] / 1e9:,.4g} GFLOP of training per clip, "
-        f"{in_decoder:.0%} in the decoder, {in_attention:.0%} in attention",
-        "kept": f"{size(kept['plain'])} per clip for the backward pass in {record['precision']}; {size(kept['checkpointing'])} "
-        f"with activation checkpointing, {size(kept['materialised'])} where attention is not fused",
-        "step": f"{record['batch_clips']:,} clips on {record['num_devices']} device{'s' * (record['num_devices'] > 1)}, "
-        f"{record['clips_at_once']:,} at once",
-    }
-    title = f"lvmae plan {request.spelled()}: what its pretraining costs by count; nothing was run"
-    return [title, *(f"{name:<10}  {fact}" for name, fact in facts.items())]
+def _clip_bytes(ahead: Prospect, snapshot: Artifact | None) -> int | None:
+    """What new shards take: as those of the snapshot in the mean."""
+    if ahead.units == 0:
+        return 0
+    if ahead.units is None:
+        return None
+    if snapshot is None:
+        return None  # how many frames there are shows when they are decoded
+    sizes = sum(record.size_bytes for record in snapshot.manifest.files.values())
+    return round(ahead.units * sizes / max(1, ahead.committed - ahead.unnamed))
 
 
-def _memory_rows(places: Sequence[Mapping[str, Any]]) -> list[list[str]]:
-    """The parts of a step's memory, those left out that are nothing anywhere."""
-    parts = {name: [place["needed_bytes"][name] for place in places] for name in _PARTS}
-    rows = [[f"  {_PARTS[name]}", *map(size, values)] for name, values in parts.items() if any(values)]
-    verdict = ["yes" if place["fits"] else "NO" for place in places]
-    return [["needed by a step", *("" for _ in places)], *rows, ["  fits", *verdict]]
+def show_plan(
+    request: Request,
+    *,
+    stages: Sequence[str],
+    root: str,
+    num_devices: int,
+    num_clips: int | None,
+    memory_gb: str,
+    as_json: bool,
+) -> None:
+    """Print what a run of some stages would do, and below it what pretraining costs.
 
-
-def _duration_rows(places: Sequence[Mapping[str, Any]]) -> list[list[str]]:
-    rows = []
-    for what in places[0]["duration_s"]:
-        rows.append([f"time of {'the whole training' if what == 'training' else f'one {what}'}", *("" for _ in places)])
-        for pace, shown in _PACES.items():
-            rows.append([f"  {shown}", *(_time(place["duration_s"][what][pace]) for place in places)])
-    return rows
-
-
-def _remarks(record: Mapping[str, Any]) -> list[str]:
-    remarks = [_advice(record, place) for place in record["devices"] if not place["fits"]]
-    if record["num_steps"] is None:
-        remarks.append("give --clips N for the time of an epoch and of the training: ROOT holds no clips of this recipe")
-    if record["precision"] not in precisions(device()):
-        remarks.append(f"this {device().type} only imitates {record['precision']}, many times slower than fp32")
-    rate = estimate.GPU_FLOPS_PER_S[record["precision"]] / 1e12
-    return [
-        *remarks,
-        f"a checkpoint has {size(record['checkpoint_bytes'])}; from a GPU it goes through as much main memory",
-        f"memory is planned up to {estimate.USABLE_SHARE:.0%} of a device; times leave out waiting for data and transport",
-        f"expected: {estimate.EAGER_SHARE:.0%}, compiled {estimate.COMPILED_SHARE:.0%}, of {rate:g} TFLOP/s on an H100 or H200 "
-        f"(networks narrower than ViT-B: less); {estimate.PROCESSOR_SHARE:.0%} of the rate just measured on a processor",
-    ]
-
-
-def _advice(record: Mapping[str, Any], place: Mapping[str, Any]) -> str:
-    needed, parts = size(place["needed_bytes"]["total"]), place["fitting_parts"]
-    problem = f"{place['name']}: {record['clips_at_once']:,} clips at once need {needed}"
-    if parts is None:
-        return f"{problem}, and no part of the batch fits: take activation checkpointing, a smaller model, or another device"
-    at_once = record["batch_clips"] // parts
-    return f"{problem}; --set pretrain.optimization.accumulation_steps={parts} makes it {at_once:,} at once, which fit"
-
-
-def _time(seconds: float) -> str:
-    return duration(seconds) if seconds >= 1 else f"{1000 * seconds:.3g} ms"
-
-
-def _print(lines: Sequence[str]) -> None:
+    Raises:
+        PipelineError: the recipe does not fit, the sizes of memory are no numbers, or a manifest cannot be read.
+    """
+    recipe, workspace = request.load(), Workspace.at(root)
+    costs = cost_record(recipe, root=root, num_devices=num_devices, num_clips=num_clips, memory_gb=memory_gb)
+    found = forecast(recipe, workspace, stages, pinned=pinned_snapshot(request, recipe, workspace))
+    if as_json:
+        lines = [json.dumps({"stages": [one.record() for one in found], **costs})]
+    else:
+        title = f"lvmae run {request.spelled()} --root {root} would"
+        lines = [title, *forecast_lines(found), "", *cost_lines(costs)]
     sys.stdout.write("".join(f"{line}\n" for line in lines))
     sys.stdout.flush()
+
+
+def forecast_lines(stages: Sequence[Forecast]) -> list[str]:
+    """A forecast as lines of a table, and below it where the times come from."""
+    rows = [("stage", "", "units", "reused", "disk", "time", "why"), *map(_row, stages)]
+    measured = [f"{one.stage}: {one.basis}" for one in stages if one.basis]
+    unknown = [one.stage for one in stages if one.minutes is None]
+    if unknown:
+        measured.append(f"{', '.join(unknown)}: time unknown, for no run with these settings was recorded below this root")
+    return [*table(rows), *measured]
+
+
+def _row(one: Forecast) -> tuple[str, ...]:
+    at_most = "<= " if one.is_bound else ""
+    return (
+        one.stage,
+        one.action.value,
+        "?" if one.units is None else f"{at_most}{one.units:,}",
+        "?" if one.reused is None else f"{one.reused:,}",
+        "?" if one.size_bytes is None else f"{at_most}{size(one.size_bytes)}",
+        "?" if one.minutes is None else f"{at_most}{one.minutes:.1f} min",
+        one.reason,
+    )

@@ -5,9 +5,10 @@ import sys
 from collections.abc import Sequence
 from typing import Literal
 
-from pipeline import environment
+from pipeline import environment, relay
 from pipeline.console import Terminal
 from pipeline.plan import selected
+from pipeline.promotion import Promoter
 from pipeline.recipe import Request
 from pipeline.runner import Observer, Report, Run
 from pipeline.tracking import Tracker
@@ -23,6 +24,7 @@ def execute(
     root: str,
     only: str | None = None,
     first: str | None = None,
+    last: str | None = None,
     engine: Literal["local", "prefect"] = "local",
     tracking: bool = True,
     as_json: bool = False,
@@ -32,33 +34,37 @@ def execute(
     Raises:
         PipelineError: the request does not fit, an input is missing, or a stage failed.
     """
-    stages, recipe = selected(only=only, first=first), request.load()
+    stages, recipe = selected(only=only, first=first, last=last, snapshot=request.snapshot), request.load()
     lines = sys.stderr if as_json else sys.stdout
     if engine == "prefect":
-        reports = _in_prefect(request, root, only=only, first=first, tracking=tracking)
+        reports = _in_prefect(request, root, only=only, first=first, last=last, tracking=tracking)
         sys.stdout.write("".join(json.dumps(report.record()) + "\n" for report in reports if as_json))
     else:
         workspace = Workspace.at(root)
         observers: list[Observer] = []
         if is_first_process():
             observers.append(Terminal(lines, records=sys.stdout if as_json else None))
+            if relay.is_wanted():
+                observers.append(relay.Relay(sys.stdout))
             if tracking:
                 observers.append(Tracker(workspace, recipe, {"lvmae.request": request.spelled()}))
+                observers.append(Promoter(workspace, recipe))
         reports = list(Run(request, recipe, root, observers).stages(stages))
     if is_first_process():
         lines.write("".join(f"{text}\n" for text in closing(reports)))
     return reports
 
 
-def _in_prefect(request: Request, root: str, *, only: str | None, first: str | None, tracking: bool) -> list[Report]:
+def _in_prefect(
+    request: Request, root: str, *, only: str | None, first: str | None, last: str | None, tracking: bool
+) -> list[Report]:
     environment.prepare()
     from pipeline import flows
 
-    asked = {"recipe": request.recipe, "overlays": request.overlays, "source": request.source, "overrides": request.overrides}
-    if only:
-        reports: list[Report] = getattr(flows, f"run_{only}")(**asked, root=root, tracking=tracking)
-        return reports
-    return flows.run_recipe(**asked, root=root, tracking=tracking, from_stage=first)
+    asked = {**request.model_dump(), "root": root, "tracking": tracking}
+    made = getattr(flows, f"run_{only}")(**asked) if only else flows.run_recipe(**asked, from_stage=first, to_stage=last)
+    reports: list[Report] = made
+    return reports
 
 
 def closing(reports: Sequence[Report]) -> list[str]:

@@ -24,8 +24,9 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.task_runners import ProcessPoolTaskRunner, TaskRunner, ThreadPoolTaskRunner
 from prefect.utilities.importtools import import_object
 
+from stages.children import begin_worker
 from stages.errors import ConfigError, PipelineError
-from stages.fan_out import AHEAD, Item, Piece, Result, begin_worker, surviving, watched
+from stages.fan_out import AHEAD, Item, Piece, Result, surviving, watched
 
 RUNNER = "LVMAE_TASK_RUNNER"
 DASK_ADDRESS = "LVMAE_DASK_ADDRESS"

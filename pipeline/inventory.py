@@ -7,11 +7,13 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from pipeline.staleness import Below
 from stages.errors import ArtifactDamaged
 from stages.storage import artifact
 from stages.storage.artifact import MANIFEST, Artifact, FileRecord, Manifest
 from stages.storage.clips import STAGE as CLIPS
 from stages.storage.clips import Dataset
+from stages.storage.locks import is_held
 from stages.storage.workspace import FOLDERS, Workspace
 
 
@@ -45,11 +47,20 @@ class Entry:
     age_s: float
     """Seconds since its manifest was written, or while in progress since its newest file was."""
     detail: str
+    manifest: Manifest | None = None
+    """Of the newest; ``None`` while in progress, or where it cannot be read."""
+    stale: tuple[str, ...] = ()
+    """Why it is out of date; empty when it is not."""
+    is_held: bool = False
+    """Whether a live run makes it."""
+    is_read: bool = False
+    """Whether a live run reads it."""
 
     def record(self) -> dict[str, Any]:
         """The entry as one JSON object."""
-        plain = {**dataclasses.asdict(self), "path": str(self.path), "age_s": round(self.age_s)}
-        return plain | {"state": self.state.value, "lost_inputs": list(self.lost_inputs)}
+        plain = {name: value for name, value in vars(self).items() if name != "manifest"}
+        plain |= {"path": str(self.path), "age_s": round(self.age_s), "inputs": dict(self.inputs)}
+        return plain | {"state": self.state.value, "lost_inputs": list(self.lost_inputs), "stale": list(self.stale)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,15 +77,17 @@ def entries(workspace: Workspace) -> list[Entry]:
     """Every artifact below the root, stage by stage; reads manifests and file sizes alone, and writes nothing."""
     found = list(_found(workspace))
     present = _digests(found)
-    return [_entry(one, present) for one in found]
+    below = Below({one.folder: one.artifacts for one in found})
+    return [_entry(one, present, below) for one in found]
 
 
 def verified(workspace: Workspace) -> Iterator[tuple[Entry, dict[str, str]]]:
     """Every artifact with the files whose bytes are not those of its manifest, and what is wrong with each."""
     found = list(_found(workspace))
     present = _digests(found)
+    below = Below({one.folder: one.artifacts for one in found})
     for one in found:
-        yield _entry(one, present), _faults(one)
+        yield _entry(one, present, below), _faults(one)
 
 
 def _found(workspace: Workspace) -> Iterator[_Found]:
@@ -99,7 +112,7 @@ def _digests(found: Sequence[_Found]) -> set[tuple[str, str]]:
     return {(one.stage, made.digest) for one in found for made in one.artifacts}
 
 
-def _entry(found: _Found, present: set[tuple[str, str]]) -> Entry:
+def _entry(found: _Found, present: set[tuple[str, str]], below: Below) -> Entry:
     if not found.artifacts:
         return _unfinished(found)
     newest = found.artifacts[-1]
@@ -118,6 +131,10 @@ def _entry(found: _Found, present: set[tuple[str, str]]) -> Entry:
         size_bytes=sum(record.size_bytes for record in _named(manifest).values()),
         age_s=time.time() - newest.manifest_path.stat().st_mtime,
         detail=wrong or " ".join(f"{name}={value}" for name, value in manifest.counts.items()),
+        manifest=manifest,
+        stale=tuple(below.reasons(newest)),
+        is_held=is_held(found.folder),
+        is_read=is_held(newest.manifest_path),
     )
 
 
@@ -136,6 +153,7 @@ def _unfinished(found: _Found) -> Entry:
         size_bytes=sum(file.st_size for file in files),
         age_s=time.time() - newest,
         detail=found.fault or "not committed yet; running its stage again continues it",
+        is_held=is_held(found.folder),
     )
 
 

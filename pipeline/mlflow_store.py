@@ -1,14 +1,15 @@
-"""The MLflow store of one pipeline run: a SQLite file below the root, or what ``MLFLOW_TRACKING_URI`` names.
+"""The MLflow store that a run's outbox is sent to: a SQLite file below the root, or what ``MLFLOW_TRACKING_URI`` names.
 
-Importing this module takes seconds, so it is imported when the first stage executes. Every call names its run; nothing
-is left to MLflow's idea of an active run. Bytes stay in the workspace; MLflow holds measurements, records and pointers.
+Importing this module takes seconds, so only the sender and the registry do. Every call names its run; nothing is left to
+MLflow's idea of an active run. Whatever is done twice comes to the same as done once. Bytes stay in the workspace; MLflow holds
+measurements, records and pointers.
 """
 
 import contextlib
+import itertools
 import json
 import logging
-import os
-import socket
+import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,134 +17,164 @@ from typing import Any
 
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, Metric, Param, RunTag
-from mlflow.exceptions import MlflowException
+from mlflow.exceptions import MlflowException, RestException
 from sqlalchemy.exc import SQLAlchemyError
 
-from pipeline.tracking import Measurement, Picture, StoreUnreachable
+from pipeline.outbox import Measurement, StoreRefused, StoreUnreachable, address
 
-DATABASE = "mlflow.db"
 ARTIFACTS = "mlartifacts"
 PICTURES = "pictures"
+RUN_KEY = "lvmae.run_key"
+"""The tag by which a run that was made already is found."""
+WORK = "lvmae.work"
+"""The tag of what a run does: runs that continue each other share it."""
+EVENT = "lvmae.event"
+"""The tag with the number of the last event that a run holds."""
 
-_BATCH_METRICS = 1000
-_BATCH_PARAMETERS = 100
-"""What MLflow takes in one call."""
+_BATCH_METRICS = 900
+_BATCH_PARAMETERS = 90
+"""What MLflow takes in one call, a little less."""
 _LONGEST_VALUE = 500
 """Characters of a tag or a parameter that every kind of store takes."""
 _DIGEST_CHARS = 36
 """Characters of a data set's digest that MLflow keeps."""
+_PASSWORD = re.compile(r"//[^/@\s]*@")
+"""User and password in an address."""
+_NEVER = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "INVALID_STATE", "RESOURCE_DOES_NOT_EXIST")
+"""MLflow's errors that another attempt does not help against."""
+
+
+def client_of(root: Path) -> MlflowClient:
+    """A client of the store that runs below ``root`` are recorded in, and of its registry.
+
+    Raises:
+        StoreUnreachable: a database cannot be opened; a server is not called yet.
+    """
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    with reaching("open the store"):
+        return MlflowClient(tracking_uri=address(root), registry_uri=address(root))
 
 
 class MlflowStore:
-    """The runs of one pipeline run: a parent, and a child per stage.
+    """The runs of one experiment.
 
     Args:
         root: the workspace's root.
         experiment: its name; made when it is not there.
-        tags: tags of the parent run.
-        started_ms: when the run began, in milliseconds since 1970.
 
     Raises:
-        StoreUnreachable: the store cannot be opened.
+        StoreUnreachable: from every method, when the store cannot be reached.
+        StoreRefused: from every method, when the store will never take this.
     """
 
-    def __init__(self, root: Path, experiment: str, *, tags: Mapping[str, str], started_ms: int) -> None:
-        logging.getLogger("alembic").setLevel(logging.WARNING)
-        uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root / DATABASE}"
+    def __init__(self, root: Path, experiment: str) -> None:
         # A server chooses where small files go; a bare database would put them into the folder of whoever calls.
-        location = None if uri.startswith(("http", "databricks")) else (root / ARTIFACTS).as_uri()
-        with _reaching("open the store"):
-            self._client = MlflowClient(tracking_uri=uri)
-            self._experiment = self._found_or_made(experiment, location)
-            self._end_orphans()
-            owner = {"lvmae.host": socket.gethostname(), "lvmae.pid": str(os.getpid()), "lvmae.root": str(root)}
-            self.parent = self._begin(experiment, {**owner, **tags}, started_ms)
+        location = None if address(root).startswith(("http", "databricks")) else (root / ARTIFACTS).as_uri()
+        self._client = client_of(root)
+        with reaching("open the store"):
+            self.experiment = self._found_or_made(experiment, location)
 
-    def begin(self, stage: str, tags: Mapping[str, str], started_ms: int) -> str:
-        """The id of a new child run."""
-        with _reaching(f"begin {stage}"):
-            return self._begin(stage, {"mlflow.parentRunId": self.parent, **tags}, started_ms)
+    def begin(self, key: str, name: str, tags: Mapping[str, str], started_ms: int) -> str:
+        """The id of the run that has this key: made before, if an earlier attempt came so far, or made now."""
+        with reaching(f"begin {name}"):
+            found = self._having(RUN_KEY, key)
+            if found:
+                made: str = found[0].info.run_id
+            else:
+                plain = {tag.key: tag.value for tag in _tags({**tags, RUN_KEY: key})}
+                made = self._client.create_run(self.experiment, started_ms, plain, name).info.run_id
+            return made
+
+    def last_event(self, run: str) -> int:
+        """The number of the last event that a run holds, or -1."""
+        with reaching("what is there"):
+            return int(self._client.get_run(run).data.tags.get(EVENT, -1))
 
     def parameters(self, run: str, values: Mapping[str, str]) -> None:
         """Record a flat configuration."""
         found = [Param(name, value[:_LONGEST_VALUE]) for name, value in values.items()]
-        with _reaching("parameters"):
+        with reaching("parameters"):
             for first in range(0, len(found), _BATCH_PARAMETERS):
                 self._client.log_batch(run, params=found[first : first + _BATCH_PARAMETERS])
 
-    def inputs(self, run: str, made: Mapping[str, tuple[str, str]]) -> None:
-        """Record input artifacts, each by stage with its digest and its address."""
+    def inputs(self, run: str, made: Mapping[str, Mapping[str, str]]) -> None:
+        """Record input artifacts, by stage: ``fingerprint``, ``digest``, ``uri``; and which runs made them, where known."""
         datasets = [
-            DatasetInput(Dataset(stage, digest[:_DIGEST_CHARS], "local", json.dumps({"uri": uri})), tags=[])
-            for stage, (digest, uri) in made.items()
+            DatasetInput(Dataset(stage, one["digest"][:_DIGEST_CHARS], "local", json.dumps({"uri": one["uri"]})), tags=[])
+            for stage, one in made.items()
         ]
-        with _reaching("inputs"):
+        with reaching("inputs"):
             if datasets:
                 self._client.log_inputs(run, datasets=datasets)
+            producers = {stage: self._producer(one["fingerprint"]) for stage, one in made.items()}
+        self.tag(run, {f"lvmae.producer.{stage}": producer for stage, producer in producers.items() if producer})
 
-    def measurements(self, run: str, values: Sequence[Measurement]) -> None:
-        """Record measurements, many in a call."""
+    def measurements(self, run: str, values: Sequence[Measurement], *, event: int) -> None:
+        """Record measurements, many in a call, of events up to the one with the number ``event``."""
         found = [Metric(value.name, value.value, value.time_ms, value.step) for value in values]
-        with _reaching("measurements"):
+        with reaching("measurements"):
             for first in range(0, len(found), _BATCH_METRICS):
-                self._client.log_batch(run, metrics=found[first : first + _BATCH_METRICS])
+                is_last = first + _BATCH_METRICS >= len(found)
+                tags = [RunTag(EVENT, str(event))] if is_last else []
+                self._client.log_batch(run, metrics=found[first : first + _BATCH_METRICS], tags=tags)
 
     def tag(self, run: str, tags: Mapping[str, str]) -> None:
         """Set tags."""
-        with _reaching("tags"):
-            self._client.log_batch(run, tags=_tags(tags))
+        with reaching("tags"):
+            if tags:
+                self._client.log_batch(run, tags=_tags(tags))
 
     def text(self, run: str, name: str, text: str) -> None:
         """Lay a small file beside the run."""
-        with _reaching(name):
+        with reaching(name):
             self._client.log_text(run, text, name)
 
-    def picture(self, run: str, picture: Picture) -> None:
+    def picture(self, run: str, name: str, step: int, png: bytes) -> None:
         """Lay a picture beside the run, in the folder ``pictures``; steps have so many digits that names sort by them."""
-        with _reaching("picture"), tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / f"{picture.name}-{picture.step:08d}.png"
-            path.write_bytes(picture.png)
+        with reaching("picture"), tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / f"{name}-{step:08d}.png"
+            path.write_bytes(png)
             self._client.log_artifact(run, str(path), PICTURES)
 
-    def end(self, run: str, status: str) -> None:
+    def end(self, run: str, status: str, ended_ms: int) -> None:
         """Close a run as ``FINISHED``, ``FAILED`` or ``KILLED``."""
-        with _reaching("end"):
-            self._client.set_terminated(run, status)
+        with reaching("end"):
+            self._client.set_terminated(run, status, ended_ms)
+
+    def link(self, run: str) -> None:
+        """Name the run that this one continues, and in that one this one; and the other way about, whichever came first.
+
+        A run continues the last one before it that does the same work, in the sense of the tag ``lvmae.work``, and did not
+        finish.
+        """
+        with reaching("link"):
+            work = self._client.get_run(run).data.tags.get(WORK)
+            same = sorted(self._having(WORK, work), key=lambda each: int(each.info.start_time)) if work else []
+        for earlier, later in itertools.pairwise(same):
+            if run in (earlier.info.run_id, later.info.run_id) and earlier.info.status in ("KILLED", "FAILED"):
+                self.tag(earlier.info.run_id, {"lvmae.successor": later.info.run_id})
+                self.tag(later.info.run_id, {"lvmae.predecessor": earlier.info.run_id})
 
     def _found_or_made(self, name: str, location: str | None) -> str:
         found = self._client.get_experiment_by_name(name)
-        made: str = found.experiment_id if found else self._client.create_experiment(name, artifact_location=location)
-        return made
+        if found is None:
+            try:
+                return str(self._client.create_experiment(name, artifact_location=location))
+            except MlflowException as error:
+                found = self._client.get_experiment_by_name(name)  # another sender was a moment faster
+                if found is None:
+                    raise error
+        return str(found.experiment_id)
 
-    def _begin(self, name: str, tags: Mapping[str, str], started_ms: int) -> str:
-        plain = {tag.key: tag.value for tag in _tags(tags)}
-        run: str = self._client.create_run(self._experiment, started_ms, plain, name).info.run_id
-        return run
+    def _producer(self, fingerprint: str) -> str | None:
+        everywhere = [experiment.experiment_id for experiment in self._client.search_experiments()]
+        condition = f"attributes.status = 'FINISHED' and tags.`lvmae.fingerprint` = '{fingerprint}'"
+        found = self._client.search_runs(everywhere, condition, max_results=1)
+        return found[0].info.run_id if found else None
 
-    def _end_orphans(self) -> None:
-        """Close as killed what a process of this machine left open when it ended without a word, and its children."""
-        host = socket.gethostname()
-        for parent in self._running(f"tags.`lvmae.host` = '{host}'"):
-            if not _lives(int(parent.data.tags["lvmae.pid"])):
-                for child in self._running(f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'"):
-                    self._client.set_terminated(child.info.run_id, "KILLED")
-                self._client.set_terminated(parent.info.run_id, "KILLED")
-
-    def _running(self, condition: str) -> list[Any]:
-        return list(self._client.search_runs([self._experiment], f"attributes.status = 'RUNNING' and {condition}"))
-
-
-def _lives(pid: int) -> bool:
-    """Whether another process has this id; this one's own, met again in a fresh container, is that of a dead one."""
-    if pid == os.getpid():
-        return False
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+    def _having(self, tag: str, value: str) -> list[Any]:
+        """The runs of the experiment with a tag, newest first."""
+        return list(self._client.search_runs([self.experiment], f"tags.`{tag}` = '{value}'"))
 
 
 def _tags(tags: Mapping[str, str]) -> list[RunTag]:
@@ -151,8 +182,23 @@ def _tags(tags: Mapping[str, str]) -> list[RunTag]:
 
 
 @contextlib.contextmanager
-def _reaching(what: str) -> Iterator[None]:
+def reaching(what: str) -> Iterator[None]:
+    """The time within which MLflow is called; ``what`` is done, for the message.
+
+    Raises:
+        StoreUnreachable: the store could not be reached, or is not able to answer now.
+        StoreRefused: it answered that it will never take this.
+    """
     try:
         yield
     except (MlflowException, SQLAlchemyError, OSError) as error:
-        raise StoreUnreachable(f"{what}: {str(error).partition(chr(10))[0]}") from error
+        message = f"{what}: {_PASSWORD.sub('//', str(error).partition(chr(10))[0])}"
+        raise (StoreRefused if _is_final(error) else StoreUnreachable)(message) from error
+
+
+def _is_final(error: Exception) -> bool:
+    """Whether MLflow itself refused, and not something on the way to it."""
+    if not isinstance(error, MlflowException) or error.error_code not in _NEVER:
+        return False
+    is_from_afar = "API request" in str(error)
+    return isinstance(error, RestException) or not is_from_afar

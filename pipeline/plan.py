@@ -13,6 +13,7 @@ from types import MappingProxyType
 from typing import Any, Protocol
 
 from models.config import Config
+from pipeline.continuation import continued
 from pipeline.recipe import Recipe, Request
 from stages import evaluate, export, precompute, pretrain, shard, tokenizer
 from stages.errors import ArtifactMissing, ConfigError
@@ -75,25 +76,50 @@ class Step:
     """What is there already."""
 
 
+_SHOWN_SNAPSHOTS = 10
+_MAX_NUMBER_DIGITS = 6
+"""What is longer is the beginning of a digest or fingerprint, also when it has no letter."""
+
+
 def order() -> tuple[str, ...]:
     """The stages, inputs before what reads them."""
     graph = {name: module.INPUTS for name, module in STAGES.items()}
     return tuple(graphlib.TopologicalSorter(graph).static_order())
 
 
-def selected(*, only: str | None = None, first: str | None = None) -> tuple[str, ...]:
-    """The stages that a run is asked to do: all, one alone, or those from one on.
+def selected(
+    *, only: str | None = None, first: str | None = None, last: str | None = None, snapshot: str | None = None
+) -> tuple[str, ...]:
+    """The stages that a run is asked to do: all, one alone, or those from one to another.
+
+    Args:
+        only: this stage alone.
+        first: begin with this stage.
+        last: end with this stage.
+        snapshot: of the clips, given by a person; the stage that looks at the source is left out then.
 
     Raises:
-        ConfigError: a name is no stage, or both are given.
+        ConfigError: a name is no stage, two of them contradict each other, or nothing is left to do.
     """
     stages = order()
-    for name in (only, first):
+    for name in (only, first, last):
         if name is not None and name not in stages:
             raise ConfigError(f"unknown stage {name!r}; known, in their order: {', '.join(stages)}")
-    if only and first:
-        raise ConfigError(f"--only {only} and --from {first} contradict each other; give one of them")
-    return (only,) if only else stages[stages.index(first) :] if first else stages
+    for option, name in (("--from", first), ("--to", last)):
+        if only and name:
+            raise ConfigError(f"--only {only} and {option} {name} contradict each other; give one of them")
+    begin, end = stages.index(only or first or stages[0]), stages.index(only or last or stages[-1])
+    if begin > end:
+        raise ConfigError(f"the first stage, {first}, comes after the last, {last}; their order is {', '.join(stages)}")
+    wanted = stages[begin : end + 1]
+    if not snapshot:
+        return wanted
+    if wanted == ("shard",):
+        raise ConfigError(
+            f"nothing is left to do: snapshot {snapshot} is given, and shard makes snapshots; leave the snapshot out, "
+            "or name a later stage"
+        )
+    return tuple(stage for stage in wanted if stage != "shard")
 
 
 def config_of(recipe: Recipe, stage: str) -> Config:
@@ -102,10 +128,19 @@ def config_of(recipe: Recipe, stage: str) -> Config:
     return section
 
 
-def plan(recipe: Recipe, workspace: Workspace) -> list[Step]:
-    """What a run of the whole recipe would do, stage by stage, as far as it can be known now. Writes nothing."""
+def plan(recipe: Recipe, workspace: Workspace, *, pinned: Artifact | None = None) -> list[Step]:
+    """What a run of the whole recipe would do, stage by stage, as far as it can be known now. Writes nothing.
+
+    Args:
+        recipe: what is asked for.
+        workspace: where artifacts lie.
+        pinned: snapshot of the clips that is read instead of looking at the source.
+    """
     steps: dict[str, Step] = {}
     for stage in order():
+        if pinned and stage == "shard":
+            steps[stage] = Step(stage, Action.REUSE, "this snapshot is asked for", pinned.fingerprint, pinned)
+            continue
         inputs = {name: steps[name].artifact for name in STAGES[stage].INPUTS}
         steps[stage] = step(recipe, workspace, stage, {name: found for name, found in inputs.items() if found})
     return list(steps.values())
@@ -118,13 +153,14 @@ def step(recipe: Recipe, workspace: Workspace, stage: str, inputs: Mapping[str, 
     missing = [name for name in STAGES[stage].INPUTS if name not in inputs]
     if missing:
         return Step(stage, Action.WAIT, f"waits for {' and '.join(missing)}; runs if what comes out is new")
-    fingerprint = artifact.fingerprint(stage, STAGES[stage].VERSION, config_of(recipe, stage), inputs)
-    found = artifact.find(workspace, stage, fingerprint)
+    chosen = continued(recipe, stage, inputs, workspace)
+    fingerprint = artifact.fingerprint(stage, STAGES[stage].VERSION, config_of(chosen.recipe, stage), inputs)
+    found = artifact.find_whole(workspace, stage, fingerprint)
     if found:
         return Step(stage, Action.REUSE, "made before from the same configuration and inputs", fingerprint, found)
     begun = workspace.artifact_folder(stage, fingerprint).exists()
     reason = "begun before, continues" if begun else "not made yet from this configuration and these inputs"
-    return Step(stage, Action.RUN, reason, fingerprint)
+    return Step(stage, Action.RUN, f"{reason}; {chosen.reason}" if chosen.reason else reason, fingerprint)
 
 
 def pins(stages: Sequence[str], *, request: Request, recipe: Recipe, workspace: Workspace) -> dict[str, Artifact]:
@@ -133,7 +169,8 @@ def pins(stages: Sequence[str], *, request: Request, recipe: Recipe, workspace: 
     Raises:
         ArtifactMissing: one is not there; the message says which command makes it.
     """
-    steps = {entry.stage: entry for entry in plan(recipe, workspace)}
+    pinned = pinned_snapshot(request, recipe, workspace)
+    steps = {entry.stage: entry for entry in plan(recipe, workspace, pinned=pinned)}
     found = {}
     for reader in stages:
         for name in STAGES[reader].INPUTS:
@@ -156,6 +193,30 @@ def _missing(stage: str, name: str, steps: Mapping[str, Step], *, request: Reque
         + (f" and then the stages up to {name}" if first != name else "")
         + f", or run everything with `lvmae run {arguments}`."
     )
+
+
+def pinned_snapshot(request: Request, recipe: Recipe, workspace: Workspace) -> Artifact | None:
+    """The snapshot of clips that the request names; ``None`` when it names none.
+
+    Raises:
+        ConfigError: there is no such snapshot; the message says which there are.
+    """
+    if not request.snapshot:
+        return None
+    dataset = Dataset(workspace, shard.dataset_name(recipe.shard))
+    known = dataset.snapshots()
+    named = request.snapshot
+    if named.isdecimal() and len(named) <= _MAX_NUMBER_DIGITS:
+        found = [one for one in known if int(one.manifest_path.stem) == int(named)]
+    else:
+        found = [one for one in known if one.digest.startswith(named) or one.fingerprint.startswith(named)]
+    if len(found) != 1:
+        there = ", ".join(str(number) for number in range(1, len(known) + 1)[-_SHOWN_SNAPSHOTS:])
+        raise ConfigError(
+            f"{dataset.folder / 'snapshots'}: {'several snapshots are' if found else 'no snapshot is'} called {named!r}; "
+            f"known: {there or 'none'}. Give one of them, or leave the snapshot out"
+        )
+    return found[0]
 
 
 def _first_step(recipe: Recipe, workspace: Workspace) -> Step:

@@ -14,7 +14,7 @@ from pydantic import Field, ValidationError, model_validator
 from models.config import Config
 from pipeline.faults import explained
 from pipeline.recipe_files import overlay_names, override, path_of, read, recipe_names, section_wise
-from stages import evaluate, precompute, pretrain, shard, tokenizer
+from stages import confidential, evaluate, precompute, pretrain, shard, tokenizer
 from stages.errors import ConfigError
 from stages.export import Config as ExportConfig
 
@@ -79,14 +79,20 @@ class Request(Config):
     """Folder of videos to take instead of the recipe's own source."""
     overrides: tuple[str, ...] = ()
     """Single values, each spelled ``section.key=value`` with the value as in YAML."""
+    snapshot: str | None = None
+    """Snapshot of the clips that later stages read, instead of looking at the source: its number, or the beginning of its
+    digest or fingerprint."""
 
     def load(self) -> Recipe:
         """The validated recipe.
 
         Raises:
-            ConfigError: a name is unknown, a file is not a mapping, or a value does not fit; the message lists every fault.
+            ConfigError: a name is unknown, a file is not a mapping, a value does not fit, or an URL holds a secret; the message
+                lists every fault.
         """
+        confidential.refuse(self.model_dump(mode="json"))
         plain = section_wise(read(path_of(self.recipe, recipe_names(), "recipe")), self._changes())
+        confidential.refuse(plain)
         try:
             return Recipe.model_validate(plain)
         except ValidationError as error:
@@ -102,7 +108,8 @@ class Request(Config):
         source = ("--source", self.source) if self.source else ()
         changes = [part for name in self.overlays for part in ("--overlay", name)]
         values = [part for pair in self.overrides for part in ("--set", pair)]
-        return shlex.join([self.recipe, *changes, *source, *values])
+        pinned = ("--snapshot", self.snapshot) if self.snapshot else ()
+        return shlex.join([self.recipe, *changes, *source, *values, *pinned])
 
     def _changes(self) -> Iterator[Mapping[str, Any]]:
         for name in self.overlays:

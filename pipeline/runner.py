@@ -6,11 +6,16 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
+from pipeline.continuation import continued
 from pipeline.plan import STAGES, Step, config_of, pins, step
 from pipeline.recipe import RECORD, Recipe, Request
+from pipeline.work import needed_bytes
+from stages.errors import ArtifactBusy, ArtifactMissing
 from stages.fan_out import FanOut, over_processes
+from stages.preflight import check_room, saying_when_full
 from stages.progress import Monitor
 from stages.storage.artifact import Artifact, Outcome
+from stages.storage.locks import Readers
 from stages.storage.workspace import Workspace
 
 
@@ -74,6 +79,10 @@ class Run:
         root: path or URL of the workspace.
         observers: told of everything, in this order.
         fan_out: where independent pieces of a stage's work run.
+        patience: waits for a while when another run holds what a stage makes, and then the stage tries again; without it
+            the stage fails.
+        readers: keeps what the run reads from being collected.
+        elsewhere: what to call in place of a stage's own function, such as a launch of several processes.
     """
 
     request: Request
@@ -81,6 +90,9 @@ class Run:
     root: str
     observers: Sequence[Observer] = ()
     fan_out: FanOut = over_processes
+    patience: Callable[[ArtifactBusy], None] | None = None
+    elsewhere: Mapping[str, Callable[..., Outcome]] = dataclasses.field(default_factory=dict)
+    readers: Readers = dataclasses.field(default_factory=Readers)
 
     @property
     def workspace(self) -> Workspace:
@@ -102,13 +114,17 @@ class Run:
         Raises:
             PipelineError: the stage failed.
         """
-        workspace = self.workspace
         inputs = {name: made[name] for name in STAGES[stage].INPUTS}
+        recipe = continued(self.recipe, stage, inputs, self.workspace).recipe
+        workspace = dataclasses.replace(self, recipe=recipe).workspace
         upcoming = step(self.recipe, workspace, stage, inputs)
-        self._tell(lambda observer: observer.stage_started(upcoming, self.recipe, inputs))
+        self._tell(lambda observer: observer.stage_started(upcoming, recipe, inputs))
         started = time.monotonic()
         try:
-            outcome = STAGES[stage].run(config_of(self.recipe, stage), inputs, workspace)
+            self._keep(inputs)
+            with saying_when_full(workspace.root, stage):
+                check_room(workspace.root, needed_bytes(recipe, upcoming, inputs, workspace), stage)
+                outcome = self._outcome(stage, recipe, inputs, workspace)
         except BaseException as error:
             failure = error
             self._tell(lambda observer: observer.stage_failed(stage, failure))
@@ -116,6 +132,28 @@ class Run:
         report = Report(stage, outcome, time.monotonic() - started)
         self._tell(lambda observer: observer.stage_finished(report))
         return report
+
+    def _keep(self, inputs: Mapping[str, Artifact]) -> None:
+        """Keep inputs from being collected, until the run is over.
+
+        Raises:
+            ArtifactMissing: one is being collected.
+        """
+        for made in inputs.values():
+            try:
+                self.readers.take(made.manifest_path)
+            except FileNotFoundError as error:
+                raise ArtifactMissing(f"{error}; run again, which makes it anew") from error
+
+    def _outcome(self, stage: str, recipe: Recipe, inputs: Mapping[str, Artifact], workspace: Workspace) -> Outcome:
+        while True:
+            try:
+                run: Callable[..., Outcome] = self.elsewhere.get(stage) or STAGES[stage].run
+                return run(config_of(recipe, stage), inputs, workspace)
+            except ArtifactBusy as busy:
+                if self.patience is None:
+                    raise
+                self.patience(busy)
 
     def stages(self, stages: Sequence[str]) -> Iterator[Report]:
         """Run stages in the given order, each on what the ones before made, and yield what came of each.
@@ -139,6 +177,8 @@ class Run:
             failure = error
             self._tell(lambda observer: observer.run_ended(failure))
             raise
+        finally:
+            self.readers.close()
         self._tell(lambda observer: observer.run_ended(None))
 
     def _tell(self, message: Callable[[Observer], None]) -> None:

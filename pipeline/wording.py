@@ -12,6 +12,12 @@ def plan_lines(steps: "Sequence[Step]") -> list[str]:
     return [f"{step.stage:<10}  {step.action:<6}  {step.fingerprint or '-':<16}  {step.reason}" for step in steps]
 
 
+def table(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows of cells as lines, every column as wide as its widest cell; the last may be as long as it likes."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
 def duration(seconds: float) -> str:
     """A duration as a person says it: ``4.2 s``, ``3 min 12 s``, ``2 h 5 min``, ``3 d 4 h``."""
     if seconds < 60:

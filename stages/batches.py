@@ -6,7 +6,6 @@ positions. So a run resumes at any step, with any number of ranks and workers, o
 
 import collections
 import functools
-import multiprocessing
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from multiprocessing.context import BaseContext
@@ -15,8 +14,8 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from stages.children import begin_worker, fork_server
 from stages.errors import ArtifactMissing, ConfigError
-from stages.fan_out import begin_worker
 from stages.order import ordered
 from stages.storage.artifact import Artifact
 from stages.storage.index import Clip, Index, read_clip
@@ -223,11 +222,7 @@ def in_order(look: Callable[[Item], Sample], items: Iterable[Item], *, num_worke
 
 def _context(num_workers: int) -> BaseContext | None:
     """How workers are started."""
-    if not num_workers:
-        return None
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(_PRELOADED)
-    return context
+    return fork_server(_PRELOADED) if num_workers else None
 
 
 def _begin(number: int) -> None:

@@ -11,6 +11,7 @@ PipelineError
     TrainingDiverged        (ArithmeticError)    a loss or a gradient stopped being finite
     TargetsInvalid          (ArithmeticError)    a computed target cannot be right, or came out differently the second time
     TokenizerCollapsed      (ArithmeticError)    a trained tokenizer uses too few of its codes to be published
+    NoRoom                  (OSError)            the disk has, or will have, no room for what a stage writes
     ExportFailed            (RuntimeError)       an exported form of an encoder cannot be made, or is not the encoder
 """
 
@@ -55,6 +56,10 @@ class TargetsInvalid(PipelineError, ArithmeticError):
 
 class TokenizerCollapsed(PipelineError, ArithmeticError):
     """A trained tokenizer uses too few of its codes to be published."""
+
+
+class NoRoom(PipelineError, OSError):
+    """The disk has no room for what a stage writes, or became full while it wrote."""
 
 
 class ExportFailed(PipelineError, RuntimeError):

@@ -149,7 +149,7 @@ def _make(config: Config, pretrain: Artifact, workspace: Workspace, folder: Path
     described = describe(pretrain, num_frames=config.num_frames, size_px=config.size_px)
     encoder = load_clip_encoder(pretrain, described)
     frames = probe(described, config.batch_clips, config.seed)
-    entries = {backend.name: entry for backend in config.backends if (entry := _finished(folder, backend.name))}
+    entries = {backend.name: entry for backend in config.backends if (entry := finished(folder, backend.name))}
     missing = [backend for backend in config.backends if backend.name not in entries]
     workspace.monitor.begin("export", total=len(config.backends), done=len(entries))
     failures: dict[str, Exception] = {}
@@ -231,7 +231,7 @@ def _record_path(folder: Path, name: str) -> Path:
     return folder / CHECKPOINTS / f"{name}.json"
 
 
-def _finished(folder: Path, name: str) -> Entry | None:
+def finished(folder: Path, name: str) -> Entry | None:
     """What an interrupted run left of a form, if all its files are as they were then."""
     path = _record_path(folder, name)
     if not path.exists():

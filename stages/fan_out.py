@@ -9,11 +9,9 @@ import copy
 import dataclasses
 import functools
 import itertools
-import multiprocessing
 import os
 import queue
 import signal
-import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -21,6 +19,8 @@ from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from multiprocessing.queues import SimpleQueue
 from typing import Any, NamedTuple, Protocol, TypeVar
+
+from stages.children import begin_worker, fork_server
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -194,8 +194,7 @@ def _flight(
     ticked: Callable[[], None],
 ) -> Generator[tuple[Piece, Result]]:
     """Results from one set of workers."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([function.__module__, *_LAZY])
+    context = fork_server([function.__module__, *_LAZY])
     ticks, slots = context.SimpleQueue(), context.BoundedSemaphore(num_workers)
     pool = ProcessPoolExecutor(num_workers, mp_context=context, initializer=_begin, initargs=(ticks, slots, num_workers))
     flying: dict[Future[Result], Piece] = {}
@@ -264,19 +263,3 @@ def _begin(ticks: "SimpleQueue[Any]", slots: AbstractContextManager[Any], number
     _slots.number, _slots.free = number, slots
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _watcher.set(lambda: ticks.put(None))
-
-
-def begin_worker() -> None:
-    """See to it that this process of ``multiprocessing`` ends with the one that asked for it, however that ends.
-
-    A signal upon the end of the parent would not do: the parent of a worker is the server that forked it, which lives for as
-    long as its workers do.
-    """
-    threading.Thread(target=_follow, name="follow the parent", daemon=True).start()
-
-
-def _follow() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os.kill(os.getpid(), signal.SIGKILL)

@@ -1,13 +1,12 @@
 """What a reader lists, with identities: the sha256 of every source's bytes, read only where the last listing does not know it.
 
-A source that is still being written is left for a later run: it must have been untouched for a moment, and stay so while it is
-read.
+A source that is still being written is left for a later run: it must have been untouched for a moment, be complete by the rule
+of uploads, and stay as it is while it is read.
 """
 
 import dataclasses
 import hashlib
 import itertools
-import os
 import time
 from collections.abc import Callable, Container, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,6 +18,7 @@ from stages.progress import Monitor
 from stages.readers import Source
 from stages.storage.publish import canonical_json, sha256_bytes
 from stages.storage.seen import Seen, Sighting
+from stages.uploads import Rule, age_s
 
 _AHEAD = 4
 _BATCH = 65_536
@@ -56,7 +56,14 @@ class Listed:
 
 
 def identify_all(
-    sources: Iterable[Source], seen: Seen, *, again: Container[str], settle_s: float, num_workers: int, monitor: Monitor
+    sources: Iterable[Source],
+    seen: Seen,
+    *,
+    again: Container[str],
+    settle_s: float,
+    num_workers: int,
+    monitor: Monitor,
+    rule: Rule | None = None,
 ) -> Iterator[list[Listed]]:
     """All sources with their identities, in batches, in their order.
 
@@ -67,6 +74,7 @@ def identify_all(
         settle_s: how long a local file must have been untouched before it is read.
         num_workers: sources read at a time.
         monitor: told of every source that is read.
+        rule: what makes an upload complete; ``None`` believes every source that has settled.
     """
     rest = iter(sources)
     while batch := list(itertools.islice(rest, _BATCH)):
@@ -80,7 +88,7 @@ def identify_all(
         monitor.begin("identify sources", total=len(fresh))
 
         def read(place: int, batch: Sequence[Source] = batch, stamps: Sequence[str] = stamps) -> Listed:
-            return identify(batch[place], stamps[place], settle_s=settle_s)
+            return identify(batch[place], stamps[place], settle_s=settle_s, rule=rule)
 
         for place, listed in zip(fresh, in_order(read, fresh, num_workers=num_workers), strict=True):
             listing[place] = listed
@@ -114,10 +122,12 @@ def annotation(source: Source) -> str:
     return hashlib.blake2b(spelled.encode(errors="backslashreplace"), digest_size=8).hexdigest()
 
 
-def identify(source: Source, stamp: str, *, settle_s: float) -> Listed:
-    """A source with its identity; reads all of it."""
+def identify(source: Source, stamp: str, *, settle_s: float, rule: Rule | None = None) -> Listed:
+    """A source with its identity; reads all of it, if it is complete."""
     try:
         _settle(source, settle_s)
+        if rule is not None and rule.why_not(source.place):
+            return Listed(source, "", 0, stamp)
         places.check(source.place)
         digest, size_bytes = places.digest(source.place)
     except MediaError as error:
@@ -140,13 +150,7 @@ def _settle(source: Source, settle_s: float) -> None:
     """Wait until a local file has been untouched for a while; whether it was touched meanwhile shows in its stamp."""
     if settle_s <= 0 or places.is_remote(source.place.url):
         return
-    try:
-        status = os.lstat(source.place.url)
-    except OSError:
-        return
-    age_s = time.time() - max(status.st_mtime, status.st_ctime)
-    if 0 <= age_s < settle_s:
-        time.sleep(settle_s - age_s)
+    time.sleep(max(0.0, settle_s - age_s(source.place)))
 
 
 def in_order(function: Callable[[Item], Result], items: Iterable[Item], *, num_workers: int) -> Generator[Result]:

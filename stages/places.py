@@ -22,6 +22,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import fsspec
 
+from stages.confidential import refuse_url
 from stages.errors import ConfigError, MediaError, Reason, SourceMissing
 
 PIECE_BYTES = 4 << 20
@@ -89,6 +90,14 @@ def stamp(place: Place) -> str:
     except OSError:
         return ""
     return f"{status.st_size}-{status.st_mtime_ns}-{status.st_ctime_ns}-{status.st_ino}"
+
+
+def local_size(place: Place) -> int:
+    """Bytes of a local file as it lies there, 0 when there is none."""
+    try:
+        return os.lstat(place.url).st_size
+    except OSError:
+        return 0
 
 
 def check(place: Place) -> None:
@@ -232,6 +241,7 @@ class _Window(io.RawIOBase):
 
 def _store_url(url: str) -> str:
     """An URL that was given, when it is one object or prefix of a store that is read."""
+    refuse_url(url)
     scheme, _, rest = url.partition("://")
     if "::" in scheme or _CHAIN.search(rest):
         raise ConfigError(f"{url}: places within places, spelled with '::', are not read; name the file or the object itself")

@@ -11,7 +11,7 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 from pydantic import Field, model_validator
 
@@ -21,12 +21,13 @@ from models.tokenizers import Tokenizer, WindowConfig
 from stages.batches import ClipFrames
 from stages.device import Precision, device, warn_of_imitation
 from stages.errors import ArtifactMissing, ConfigError, TargetsInvalid
+from stages.fan_out import tick
 from stages.networks import load_tokenizer
 from stages.products import ProductConfig
 from stages.storage import artifact
 from stages.storage.artifact import Artifact, Outcome, Work
 from stages.storage.index import Clip, Index
-from stages.storage.targets.adoption import adopted, donors
+from stages.storage.targets.adoption import adopted, donors, is_held
 from stages.storage.targets.layout import CODES, PRIORITY, ArraySpec, Extent, Unit, unit_digest
 from stages.storage.targets.writing import TargetWriter
 from stages.storage.workspace import Workspace
@@ -46,7 +47,7 @@ _UNPUBLISHED_SHARDS = 2
 class Config(BaseConfig):
     """Which views of every clip get targets, and how they are made."""
 
-    EXECUTION: ClassVar[frozenset[str]] = frozenset({"verify_share", "num_workers", "cache_bytes"})
+    EXECUTION: ClassVar[frozenset[str]] = frozenset({"verify_share", "num_shards_at_once", "num_workers", "cache_bytes"})
 
     views: ViewConfig
     """Their shape and number."""
@@ -59,6 +60,9 @@ class Config(BaseConfig):
     verify_share: float = Field(default=0.01, ge=0, le=1)
     """Share of the clips that are decoded and computed a second time, and must come out the same; of every run at least one
     group, unless it is 0. Our choice."""
+    num_shards_at_once: int = Field(default=1, gt=0)
+    """Clip shards that are computed at a time, each by a process with a network of its own, here or where the task runner of a
+    flow has its workers; 1 computes one after the other in the process of the stage."""
     num_workers: int = Field(default=0, ge=0)
     """Processes that decode and compute products, each up to two clips ahead; 0 does so in the process of the tokenizer and
     between its passes, which is best where the tokenizer itself fills all cores. All missing views of a clip are in memory
@@ -91,6 +95,23 @@ Units = Mapping[tuple[int, int], Unit]
 """By clip shard and view."""
 
 
+class Piece(NamedTuple):
+    """All that computing one clip shard takes: plain values, so that they can travel."""
+
+    config: Config
+    inputs: Mapping[str, Artifact]
+    folder: Path
+    """Of the artifact."""
+    shard: Shard
+    units: Units
+    """Those of the shard."""
+
+    @property
+    def ordinal(self) -> int:
+        """The shard's number."""
+        return self.shard.ordinal
+
+
 def run(config: Config, inputs: Mapping[str, Artifact], workspace: Workspace) -> Outcome:
     """Codes, priorities and products of every clip and view in ``targets.zarr``, with the view table and the ledger.
 
@@ -105,6 +126,15 @@ def run(config: Config, inputs: Mapping[str, Artifact], workspace: Workspace) ->
     return artifact.produce(STAGE, version=VERSION, config=config, inputs=inputs, workspace=workspace, make=make)
 
 
+def remaining(config: Config, inputs: Mapping[str, Artifact], workspace: Workspace) -> tuple[int, int]:
+    """How many units a run would compute, and how many there are; what other artifacts hold is adopted. Writes nothing."""
+    units = _units(config, inputs, Index(inputs["shard"]).by_shard())
+    folder = workspace.artifact_folder(STAGE, artifact.fingerprint(STAGE, VERSION, config, inputs))
+    places = [folder, *(donor.folder for donor in donors(workspace, STAGE, folder))]
+    lacking = [unit for unit in units.values() if not any(is_held(place, unit) for place in places)]
+    return len(lacking), len(units)
+
+
 def _make(config: Config, inputs: Mapping[str, Artifact], workspace: Workspace, folder: Path) -> Work:
     by_shard = Index(inputs["shard"]).by_shard()
     if not by_shard:
@@ -114,7 +144,11 @@ def _make(config: Config, inputs: Mapping[str, Artifact], workspace: Workspace, 
     units = _units(config, inputs, by_shard)
     missing = _missing(store, units, workspace, folder)
     shards = [Shard(ordinal, by_shard[ordinal], views) for ordinal, views in _views_by_shard(missing).items()]
-    invalid = _fill(config, shards, units, store=store, network=network, snapshot=inputs["shard"], workspace=workspace)
+    if config.num_shards_at_once > 1 and shards:
+        invalid = _fill_at_once(config, shards, units, inputs=inputs, folder=folder, workspace=workspace)
+    else:
+        ticked = workspace.monitor.advance
+        invalid = _fill(config, shards, units, store=store, network=network, snapshot=inputs["shard"], ticked=ticked)
     if invalid:
         raise TargetsInvalid(f"{len(invalid)} of {len(units)} units are not stored, the others are: {invalid[0]}")
     counts = {"clips": sum(map(len, by_shard.values())), "views": config.views.num_views}
@@ -185,6 +219,47 @@ def _views_by_shard(units: Sequence[Unit]) -> dict[int, tuple[int, ...]]:
     return {ordinal: tuple(unit.view for unit in group) for ordinal, group in groups}
 
 
+def _fill_at_once(
+    config: Config,
+    shards: Sequence[Shard],
+    units: Units,
+    *,
+    inputs: Mapping[str, Artifact],
+    folder: Path,
+    workspace: Workspace,
+) -> list[TargetsInvalid]:
+    """The same for several shards at a time, each a piece of work of its own."""
+    pieces = (
+        Piece(config, inputs, folder, shard, {(shard.ordinal, view): units[shard.ordinal, view] for view in shard.views})
+        for shard in shards
+    )
+    done = workspace.fan_out(
+        make_shard,
+        pieces,
+        num_workers=min(config.num_shards_at_once, len(shards)),
+        ticked=workspace.monitor.advance,
+        total=len(shards),
+    )
+    return [error for errors in done for error in errors]
+
+
+def make_shard(piece: Piece) -> list[TargetsInvalid]:
+    """Compute and publish those units of one clip shard that are not there; what is wrong with those that could not be."""
+    config, inputs = piece.config, piece.inputs
+    network = _network(config, load_tokenizer(inputs["tokenizer"]))
+    store = TargetWriter(piece.folder, _extent(config, network), _attributes(config, network.tokenizer, inputs))
+    missing = tuple(view for _, view in piece.units if not store.holds(piece.units[piece.ordinal, view]))
+    if not missing:
+        return []
+    shard = piece.shard._replace(views=missing)
+    return _fill(config, [shard], piece.units, store=store, network=network, snapshot=inputs["shard"], ticked=_ticked)
+
+
+def _ticked(count: int) -> None:
+    for _ in range(count):
+        tick()
+
+
 def _fill(
     config: Config,
     shards: Sequence[Shard],
@@ -193,7 +268,7 @@ def _fill(
     store: TargetWriter,
     network: Network,
     snapshot: Artifact,
-    workspace: Workspace,
+    ticked: Callable[[int], None],
 ) -> list[TargetsInvalid]:
     """Compute and publish the missing units; what is wrong with those that could not be."""
     frames = ClipFrames(snapshot, config.cache_bytes if config.views.num_views > 1 else 0)
@@ -204,7 +279,7 @@ def _fill(
         network=network,
         share=config.verify_share,
         num_workers=config.num_workers,
-        ticked=workspace.monitor.advance,
+        ticked=ticked,
     )
     publish = functools.partial(_publish, config, units, store)
     return [error for errors in _behind(publish, done) for error in errors]

@@ -62,12 +62,17 @@ class Initial(BaseConfig):
 class Config(BaseConfig):
     """What to pretrain, how to mask it, and for how long."""
 
-    EXECUTION: ClassVar[frozenset[str]] = frozenset({"num_ranks", "num_workers", "cache_bytes", "activation_checkpointing"})
+    EXECUTION: ClassVar[frozenset[str]] = frozenset(
+        {"on_new_data", "num_ranks", "num_workers", "cache_bytes", "activation_checkpointing"}
+    )
 
     model: mae.Config
     """Encoder and decoder."""
     initial: Initial | None = None
     """Weights to begin with, of clips of any length; ``None``: drawn from ``seed``."""
+    on_new_data: Literal["restart", "continue"] = "restart"
+    """What a run does when clips were added since this recipe pretrained last. ``restart``: it begins with ``initial`` again.
+    ``continue``: encoder and decoder begin with the weights of the newest earlier snapshot, and the schedule begins anew."""
     encoder_masking: extension("models.masking", MaskingConfig)
     """Which tokens the encoder sees."""
     decoder_masking: extension("models.masking", MaskingConfig)
@@ -165,7 +170,7 @@ def _run(config: Config, inputs: Mapping[str, Artifact], workspace: Workspace, r
 def _run_as(ranks: Ranks, config: Config, inputs: Mapping[str, Artifact], workspace: Workspace) -> Outcome:
     """The part of one of several processes that a launcher started; the first one writes, and all of them have the artifact."""
     name = artifact.fingerprint("pretrain", VERSION, config, inputs)
-    is_made = ranks.gathered(artifact.find(workspace, "pretrain", name) is not None)[0]
+    is_made = ranks.gathered(artifact.find_whole(workspace, "pretrain", name) is not None)[0]
     if ranks.is_first:
         outcome = _run(config, inputs, workspace, ranks)
         ranks.wait()

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, distributed
 
+from stages.children import follow
 from stages.errors import ConfigError
 
 _BUCKET_BYTES = 100_000_000
@@ -124,9 +125,13 @@ ALONE = Ranks()
 
 @contextlib.contextmanager
 def joined() -> Iterator[Ranks]:
-    """The ranks that a launcher such as ``torchrun`` started this process as one of; alone without one."""
-    size = int(os.environ.get("WORLD_SIZE", "1"))
-    if size == 1:
+    """The ranks that a launcher such as ``torchrun`` started this process as one of; alone without one.
+
+    Such a process ends with its launcher, also when that is killed: nobody else would end it.
+    """
+    if "WORLD_SIZE" in os.environ:
+        follow(os.getppid())
+    if os.environ.get("WORLD_SIZE", "1") == "1":
         yield ALONE
         return
     if torch.cuda.is_available():

@@ -7,7 +7,7 @@ source ends as clips or in quarantine. Nothing that is written depends on which 
 import contextlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -18,6 +18,7 @@ from stages.errors import Reason, SourceMissing
 from stages.fan_out import num_cores
 from stages.listing import identify_all
 from stages.planning import Decisions, Found, plan_new, planned_entries
+from stages.preflight import check_room
 from stages.readers import ReaderConfig
 from stages.scratch import clear_scratch
 from stages.storage.artifact import FINGERPRINT_CHARS, Artifact, Outcome, byte_config
@@ -26,6 +27,7 @@ from stages.storage.publish import canonical_json, sha256_bytes
 from stages.storage.seen import Seen, Sighting
 from stages.storage.workspace import Workspace
 from stages.units import Unit, Whereabouts, make_unit
+from stages.uploads import Rule
 from stages.video_command import MAX_SEGMENTS, ClipConfig, Limits
 
 INPUTS: tuple[str, ...] = ()
@@ -38,7 +40,7 @@ class Config(base.Config):
     """Where sources come from and what becomes of them."""
 
     EXECUTION: ClassVar[frozenset[str]] = frozenset(
-        {"num_workers", "max_failed_share", "min_failed", "settle_s", "max_source_bytes"}
+        {"num_workers", "max_failed_share", "min_failed", "settle_s", "upload", "abandoned_s", "max_source_bytes"}
     )
 
     dataset: str | None = Field(default=None, pattern=r"^[A-Za-z0-9_-]+$")
@@ -57,6 +59,13 @@ class Config(base.Config):
     """New sources in quarantine that never stop a run, however few sources there are."""
     settle_s: float = Field(default=2.0, ge=0)
     """Seconds for which a local file must have been untouched before it is read: a younger one may still be written."""
+    upload: Literal["stable", "marker"] = "stable"
+    """What makes a local file complete. ``stable``: it has settled, and its container is closed: an mp4, mov, Matroska, WebM or
+    AVI holds all that its headers promise; of other formats settling is all that is known. ``marker``: a file
+    ``clip.mp4.ok`` or ``clip.ok`` lies beside ``clip.mp4`` and is not older. What is incomplete is pending, not quarantined."""
+    abandoned_s: float = Field(default=3600.0, ge=0)
+    """Seconds for which a file with an open container must have been untouched to be taken for cut for good: it is read then,
+    and quarantined. Our choice. Nothing but a marker ends the wait for a marker."""
     max_source_bytes: int = Field(default=64 << 30, gt=0)
     """Size of a source that is not a local file, for it is copied before it is read."""
     num_workers: int | None = Field(default=None, gt=0)
@@ -85,6 +94,7 @@ def run(config: Config, inputs: Mapping[str, Artifact], workspace: Workspace) ->
         SourceMissing: there is no source, or none that makes a clip.
         TooManyFailures: more sources are in quarantine than the recipe allows; all of them are recorded.
         ArtifactBusy: another live run makes the same dataset.
+        NoRoom: the disk has none for the new units; they are planned, and the next run makes them.
     """
     dataset = Dataset(workspace, dataset_name(config))
     with workspace.lock("shard", dataset.name):
@@ -92,7 +102,8 @@ def run(config: Config, inputs: Mapping[str, Artifact], workspace: Workspace) ->
         clear_scratch(workspace, dataset.name)
         found = _look(config, dataset)
         num_units = dataset.num_units()
-        unfinished = sorted(set(range(num_units)).difference(dataset.committed()))
+        unfinished = [ordinal for ordinal in range(num_units) if not dataset.is_whole(ordinal)]
+        check_room(workspace.root, _needed_bytes(dataset, len(unfinished)), "shard")
         _make(unfinished, found.seen, config=config, dataset=dataset)
         clear_scratch(workspace, dataset.name)
         artifact = _accept(config, dataset)
@@ -111,11 +122,21 @@ def _look(config: Config, dataset: Dataset) -> Found:
         settle_s=config.settle_s,
         num_workers=_num_workers(config),
         monitor=dataset.workspace.monitor,
+        rule=Rule(config.upload, config.abandoned_s),
     )
     found = plan_new(dataset, listing, decisions=decisions, earlier=earlier, sources_per_shard=config.sources_per_shard)
     if not found.num_sources:
         raise SourceMissing(f"no videos in {config.source}; give the place that holds them")
     return found
+
+
+def _needed_bytes(dataset: Dataset, num_units: int) -> int | None:
+    """What new units take, as those of the newest snapshot in the mean; not known before there is one."""
+    newest = dataset.newest_snapshot()
+    if newest is None or not num_units:
+        return None
+    parts = sum(name.startswith("index/") for name in newest.manifest.files)
+    return num_units * sum(record.size_bytes for record in newest.manifest.files.values()) // max(1, parts)
 
 
 def _make(unfinished: Sequence[int], seen: Seen, *, config: Config, dataset: Dataset) -> None:

@@ -4,7 +4,7 @@ The process that asks for them trains nothing: it passes on what the first rank 
 when one does.
 """
 
-import multiprocessing
+import functools
 import os
 import signal
 import tempfile
@@ -18,11 +18,12 @@ from typing import Any
 import torch
 from torch import distributed
 
+from stages.children import begin_worker, fork_server
 from stages.errors import PipelineError
-from stages.fan_out import begin_worker, num_cores
+from stages.fan_out import num_cores
 from stages.progress import Monitor, Silent
 from stages.ranks import TIMEOUT, Ranks, backend
-from stages.signals import Ended, ended_by_signal
+from stages.signals import Ended, in_good_order
 
 _PRELOADED = ["stages.pretrain", "torch._dynamo", "pandas"]
 """What every rank imports, the optimizer and the index in passing: once, by the server that they are forked from."""
@@ -41,10 +42,15 @@ def together(function: Callable[[Ranks, Monitor], Any], *, num_ranks: int, monit
         OSError: a rank ended without a word. All others are stopped.
         PipelineError: what the function raised in a rank.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(_PRELOADED)
+    return in_good_order(functools.partial(_together, function, num_ranks, monitor))
+
+
+def _together(
+    function: Callable[[Ranks, Monitor], Any], num_ranks: int, monitor: Monitor, is_asked_to_end: Callable[[], bool]
+) -> Any:
+    context = fork_server(_PRELOADED)
     said: SimpleQueue[Any] = context.SimpleQueue()
-    with tempfile.TemporaryDirectory() as folder, ended_by_signal() as is_asked_to_end:
+    with tempfile.TemporaryDirectory() as folder:
         arguments = (function, num_ranks, str(Path(folder) / "meeting"), said)
         processes = [context.Process(target=_be_rank, args=(rank, *arguments)) for rank in range(num_ranks)]
         try:
@@ -119,6 +125,7 @@ class _Voice(Silent):
 def _be_rank(rank: int, function: Callable[[Ranks, Monitor], Any], size: int, meeting: str, said: "SimpleQueue[Any]") -> None:
     begin_worker()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # it saves before it ends
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"  # nothing of it leaves the machine
     torch.set_num_threads(max(1, num_cores() // size))
     if torch.cuda.is_available():

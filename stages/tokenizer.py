@@ -6,7 +6,7 @@ A frozen tokenizer, given as a file of weights, takes the same way without the t
 import functools
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from einops import rearrange
@@ -47,12 +47,15 @@ _SPAN_WINDOWS = 2
 class Config(BaseConfig):
     """What to train, on what, and for how long."""
 
-    EXECUTION: ClassVar[frozenset[str]] = frozenset({"num_workers", "cache_bytes"})
+    EXECUTION: ClassVar[frozenset[str]] = frozenset({"on_new_data", "num_workers", "cache_bytes"})
 
     model: extension("models.tokenizers", TokenizerConfig)
     """The network."""
     weights: WeightsFile | None = None
     """Weights of a tokenizer that is trained already: nothing is trained then."""
+    on_new_data: Literal["retrain", "keep"] = "retrain"
+    """What a run does when clips were added since this recipe trained its tokenizer. ``keep``: it takes the weights of the
+    newest earlier snapshot as ``weights``, so that targets that are there stay valid and only new shards get new ones."""
     size_px: int = Field(gt=0)
     """Height and width of the training windows, cropped at random."""
     optimization: Optimization

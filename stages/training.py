@@ -29,7 +29,7 @@ from stages.pace import model_rates
 from stages.player import Player, below
 from stages.progress import Monitor
 from stages.ranks import ALONE, Ranks, TreeSum, check_order
-from stages.signals import Ended, ended_by_signal
+from stages.signals import Ended, in_good_order
 from stages.storage import checkpoints
 from stages.storage.artifact import CHECKPOINTS
 from stages.storage.checkpoints import Checkpoint
@@ -168,14 +168,18 @@ def train(training: Training, *, folder: Path, monitor: Monitor) -> Course:
     warn_of_imitation(device(), config.precision, f"{training.label}.optimization.precision")
     if config.deterministic:
         check_order(config.accumulation_steps, training.ranks)
-    with _exact(config.deterministic), ended_by_signal() as is_asked_to_end:
-        run = _Run(training, folder, monitor, is_asked_to_end)
-        while True:
-            try:
-                return run.to_the_end()
-            except RolledBack:
-                training.ranks.wait()  # until the decision is written
-                run.go_back()
+    with _exact(config.deterministic):
+        return in_good_order(functools.partial(_trained, training, folder, monitor))
+
+
+def _trained(training: Training, folder: Path, monitor: Monitor, is_asked_to_end: Callable[[], bool]) -> Course:
+    run = _Run(training, folder, monitor, is_asked_to_end)
+    while True:
+        try:
+            return run.to_the_end()
+        except RolledBack:
+            training.ranks.wait()  # until the decision is written
+            run.go_back()
 
 
 class _Step(NamedTuple):

@@ -25,8 +25,11 @@ from stages.storage.clips import Dataset, Member
 from stages.storage.publish import canonical_json, sha256_bytes
 from stages.storage.workspace import Workspace
 from stages.video_command import ClipConfig, Limits
+from stages.video_log import DecoderKilled
 
 _CLIP_ID_CHARS = 32
+_TRIES = 3
+"""Readings of a source whose decoder is killed each time, before it goes to quarantine."""
 
 
 class Whereabouts(NamedTuple):
@@ -73,9 +76,9 @@ class _Result:
 
 
 def make_unit(unit: Unit) -> Made:
-    """Make a unit and publish it, unless it exists already."""
+    """Make a unit and publish it, unless it exists already; one that lost a file since is made again."""
     dataset = Dataset(Workspace(unit.root), unit.dataset)
-    if not dataset.is_committed(unit.ordinal):
+    if not dataset.is_whole(unit.ordinal):
         entries = planned_entries(dataset, unit.ordinal)
         with scratch_folder(dataset.workspace, unit.dataset) as scratch:
             read = functools.partial(_read, unit=unit, scratch=scratch)
@@ -110,14 +113,23 @@ def _read_now(task: tuple[Entry, Whereabouts], *, unit: Unit, scratch: Path) -> 
     if place is None:
         fault = MediaError(reason or Reason.MISSING, "the bytes that were planned are not to be found any more")
         return _Result(entry, fault=fault)
-    folder = Path(tempfile.mkdtemp(dir=scratch))
-    try:
-        result = _Result(entry, folder, cut=_cut(entry, place, unit=unit, folder=folder))
-    except MediaError as error:
-        result = _Result(entry, folder, fault=error)
+    result = _cut_undisturbed(entry, place, unit=unit, scratch=scratch)
     if places.stamp(place) != stamp:
-        result = _Result(entry, folder, fault=MediaError(Reason.CHANGED, "changed or vanished while it was read"))
+        result = _Result(entry, result.folder, fault=MediaError(Reason.CHANGED, "changed or vanished while it was read"))
     return result
+
+
+def _cut_undisturbed(entry: Entry, place: Place, *, unit: Unit, scratch: Path) -> _Result:
+    """The clips of a source; if its decoder was killed, which may not be its fault, it is read again, so many times."""
+    for tries_left in reversed(range(_TRIES)):
+        folder = Path(tempfile.mkdtemp(dir=scratch))
+        try:
+            return _Result(entry, folder, cut=_cut(entry, place, unit=unit, folder=folder))
+        except MediaError as error:
+            if not isinstance(error, DecoderKilled) or not tries_left:
+                return _Result(entry, folder, fault=error)
+            shutil.rmtree(folder, ignore_errors=True)
+    raise AssertionError("the last try returns")
 
 
 def _cut(entry: Entry, place: Place, *, unit: Unit, folder: Path) -> video.Cut:

@@ -61,6 +61,10 @@ BOXES = frozenset({b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide"})
 """What an mp4 or mov file begins with: one without its index was cut off, and anything else was never such a file."""
 
 
+class DecoderKilled(MediaError):
+    """Somebody killed ffmpeg: the system for want of memory, or a person. The source may be sound."""
+
+
 class Facts(NamedTuple):
     """What one pass over a source showed."""
 
@@ -119,12 +123,15 @@ def check_end(finished: Finished, facts: Facts) -> None:
 
     Raises:
         MediaError: the source made it run or grow too long, or crash.
+        DecoderKilled: it was killed.
         OSError: the disk is full, which is no fault of the source.
     """
     if finished.timed_out or finished.exit_code == -signal.SIGXCPU:
         raise MediaError(Reason.TIMEOUT, "not done in the time it may take")
     if finished.exit_code == -signal.SIGXFSZ:
         raise MediaError(Reason.LIMIT, "wrote more bytes than it may")
+    if finished.exit_code == -signal.SIGKILL:
+        raise DecoderKilled(Reason.DECODER_CRASH, "ffmpeg was killed, again and again")
     if finished.exit_code < 0:
         raise MediaError(Reason.DECODER_CRASH, f"ffmpeg was ended by {signal.Signals(-finished.exit_code).name}")
     full = [line for line in facts.faults if "No space left on device" in line]

@@ -162,14 +162,19 @@ def _limiting(bounds: Mapping[int, int]) -> tuple[str, ...]:
     prlimit = shutil.which("prlimit")
     if not prlimit or not bounds:
         return ()
-    return (prlimit, *(f"--{_OPTIONS[kind]}={amount}:{amount}" for kind, amount in bounds.items()))
+    return (prlimit, *(f"--{_OPTIONS[kind]}={amount}:{_hard(kind, amount)}" for kind, amount in bounds.items()))
 
 
 def _bound(process: int, bounds: Mapping[int, int]) -> None:
     """Set the limits from outside, a moment after the child began: code between fork and exec is not safe where threads are."""
     with contextlib.suppress(ProcessLookupError):  # it may have ended already
         for kind, amount in bounds.items():
-            resource.prlimit(process, kind, (amount, amount))
+            resource.prlimit(process, kind, (amount, _hard(kind, amount)))
+
+
+def _hard(kind: int, amount: int) -> int:
+    """What a limit may be raised to: of processor time one second more, for at that the kernel kills without saying why."""
+    return amount + (kind == resource.RLIMIT_CPU)
 
 
 def _converse(child: subprocess.Popen[bytes], data: bytes | None, log: _Log, *, deadline: float) -> None:

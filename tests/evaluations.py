@@ -69,10 +69,15 @@ def labels(predictions: Sequence[Mapping[str, Any]], class_names: Sequence[str] 
 
 
 def committed(
-    root: Workspace, name: str, predictions: Sequence[Mapping[str, Any]], *, class_names: Sequence[str] = CLASSES
+    root: Workspace,
+    name: str,
+    predictions: Sequence[Mapping[str, Any]],
+    *,
+    class_names: Sequence[str] = CLASSES,
+    inputs: Mapping[str, Artifact] | None = None,
 ) -> Artifact:
     """An artifact of the stage that holds these predictions."""
     folder = root.artifact_folder("evaluate", name)
     publish_bytes(folder / "metrics.json", json.dumps({"labels": labels(predictions, class_names)}).encode())
     write_table(folder / NAME, predictions, SCHEMA)
-    return artifact.commit(root, stage="evaluate", name=name, config=Config(), inputs={}, counts={})
+    return artifact.commit(root, stage="evaluate", name=name, config=Config(), inputs=inputs or {}, counts={})

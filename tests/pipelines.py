@@ -48,7 +48,7 @@ def listing(root: Path) -> dict[str, tuple[int, str]]:
 
 def artifact_files(root: Path) -> dict[str, str]:
     """The digests of all files that belong to artifacts: everything but MLflow's records and the cache of sightings."""
-    outside = ("mlflow.db", "mlartifacts/")
+    outside = ("mlflow.db", "mlartifacts/", "outbox/")
     return {
         name: digest
         for name, (_, digest) in listing(root).items()

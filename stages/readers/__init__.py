@@ -74,6 +74,10 @@ class ReaderConfig(Config, ABC):
             ConfigError: its annotations cannot be understood.
         """
 
+    def num_to_make(self, workspace: Workspace) -> int:
+        """Videos that listing the sources would make first; none, but for a reader that makes its own."""
+        return 0
+
 
 def plain_name(name: str) -> str:
     """``name`` as a dataset may be called: everything but letters, digits, ``-`` and ``_`` becomes ``_``."""

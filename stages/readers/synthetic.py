@@ -68,15 +68,22 @@ class Config(ReaderConfig):
         """The reader's name."""
         return self.name
 
+    def num_to_make(self, workspace: Workspace) -> int:
+        """All of them, until the whole set is there."""
+        return 0 if (self._folder(workspace) / LABELS_NAME).exists() else self.num_train + self.num_test
+
     def sources(self, workspace: Workspace) -> Iterable[Source]:
         """The videos, made first where they are missing."""
-        identity = sha256_bytes(canonical_json({"version": VERSION, "config": byte_config(self)}))
-        folder = workspace.sources_folder(f"{self.name}-{identity[:_NAME_CHARS]}")
+        folder = self._folder(workspace)
         if not (folder / LABELS_NAME).exists():
             with workspace.hold(folder):
                 _make(self, folder, workspace)
         labels = read_labels(folder / LABELS_NAME)
         return [Source(key=key, place=place_of(folder / key), labels=columns) for key, columns in labels.items()]
+
+    def _folder(self, workspace: Workspace) -> Path:
+        identity = sha256_bytes(canonical_json({"version": VERSION, "config": byte_config(self)}))
+        return workspace.sources_folder(f"{self.name}-{identity[:_NAME_CHARS]}")
 
 
 class Video(NamedTuple):

@@ -4,11 +4,13 @@ The manifest names every file with size and sha256, the inputs' digests, the res
 written last. Nothing in it depends on time, host, process or order of completion.
 """
 
+import contextlib
 import dataclasses
 import importlib.metadata
+import logging
 import platform
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -27,6 +29,8 @@ from stages.storage.publish import (
     sync_tree,
 )
 from stages.storage.workspace import Workspace
+
+_log = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 SCHEMA_VERSION = 2
@@ -162,11 +166,11 @@ def produce(
         ArtifactBusy: another live run makes the same artifact.
     """
     name = fingerprint(stage, version, config, inputs)
-    if made := find(workspace, stage, name):
+    if made := find_whole(workspace, stage, name):
         return _reused(made)
     folder = workspace.artifact_folder(stage, name)
     with workspace.lock(stage, name):
-        if made := find(workspace, stage, name):  # by a run that ended in between
+        if made := find_whole(workspace, stage, name):  # by a run that ended in between
             return _reused(made)
         sweep(folder)
         work = make(folder)
@@ -225,6 +229,29 @@ def find(workspace: Workspace, stage: str, name: str) -> Artifact | None:
     folder = workspace.artifact_folder(stage, name)
     path = folder / MANIFEST
     return Artifact(folder, read_manifest(path), path) if path.exists() else None
+
+
+def find_whole(workspace: Workspace, stage: str, name: str) -> Artifact | None:
+    """As ``find``, and ``None`` also where a file was lost since: what is gone is made again, and the rest kept.
+
+    Raises:
+        ArtifactDamaged: there is a manifest, and it cannot be read.
+    """
+    made = find(workspace, stage, name)
+    named = (*made.manifest.files, *made.manifest.records) if made else ()
+    lost = [spelled for spelled in named if made and not (made.folder / spelled).is_file()]
+    if made and lost:
+        _log.warning("%s: %d files are gone, such as %s", workspace.relative(made.folder), len(lost), lost[0])
+    return None if lost else made
+
+
+def committed(workspace: Workspace, stage: str) -> Iterator[Artifact]:
+    """Every committed artifact of a stage after the first; one whose manifest cannot be read is passed over."""
+    place = workspace.stage_folder(stage)
+    for folder in sorted(place.iterdir()) if place.is_dir() else []:
+        with contextlib.suppress(ArtifactDamaged):
+            if not folder.name.startswith(".") and (made := find(workspace, stage, folder.name)):
+                yield made
 
 
 def read_manifest(path: Path) -> Manifest:
@@ -305,11 +332,13 @@ def commit(
         files={spelled: record for spelled, record in kept.items() if spelled not in workspace.records},
         records={spelled: record for spelled, record in kept.items() if spelled in workspace.records},
     )
-    publish_new(folder / MANIFEST, canonical_json(manifest.model_dump(mode="json")))
+    is_first = publish_new(folder / MANIFEST, canonical_json(manifest.model_dump(mode="json")))
     committed = read_manifest(folder / MANIFEST)
     if committed.digest != manifest.digest:
         raise ArtifactDamaged(f"{folder}: another run committed other bytes for the same config and inputs; run `lvmae verify`")
-    return Artifact(folder, committed, folder / MANIFEST)
+    if not is_first:  # a lost file was made again, and what lies beside may be of another run
+        publish_bytes(folder / MANIFEST, canonical_json(manifest.model_dump(mode="json")))
+    return Artifact(folder, manifest, folder / MANIFEST)
 
 
 def damages(artifact: Artifact) -> dict[str, str]:

@@ -75,6 +75,14 @@ class Dataset:
         """Whether a unit exists."""
         return self.unit_path(ordinal).exists()
 
+    def is_whole(self, ordinal: int) -> bool:
+        """Whether a unit exists with all its files.
+
+        Raises:
+            ArtifactDamaged: its record is not what was written.
+        """
+        return self.is_committed(ordinal) and all((self.folder / name).is_file() for name in self.unit(ordinal))
+
     def committed(self) -> list[int]:
         """The units that exist, in order."""
         return sorted(int(path.stem) for path in (self.folder / "units").glob("[0-9]*.json"))
@@ -207,10 +215,14 @@ class Dataset:
                 rows["sources"].append(source)
                 rows["quarantine"] += [fault] if fault else []
         records = {f"shards/{self.shard_path(ordinal).name}": tar.record} if tar.record else {}
-        for name, schema in TABLES.items():
-            data = encode_table([{**row, "ordinal": ordinal} for row in rows[name]], schema)
-            publish_bytes(self.part_path(name, ordinal), data)
-            records[f"{name}/{self.part_path(name, ordinal).name}"] = _record(data)
+        parts = {
+            self.part_path(name, ordinal): encode_table([{**row, "ordinal": ordinal} for row in rows[name]], schema)
+            for name, schema in TABLES.items()
+        }
+        records |= {path.relative_to(self.folder).as_posix(): _record(data) for path, data in parts.items()}
+        self._check_same(ordinal, records)
+        for path, data in parts.items():
+            publish_bytes(path, data)
         counts = {
             "committed": len(rows["sources"]) - len(rows["quarantine"]),
             "quarantined": len(rows["quarantine"]),
@@ -218,6 +230,13 @@ class Dataset:
         }
         publish_bytes(self.unit_path(ordinal), _sealed({"ordinal": ordinal, "counts": counts, "files": records}))
         return counts
+
+    def _check_same(self, ordinal: int, records: Mapping[str, Any]) -> None:
+        if self.is_committed(ordinal) and self.unit(ordinal) != records:
+            raise ArtifactDamaged(
+                f"{self.unit_path(ordinal)}: a file of this unit is gone, and its sources give other bytes now; "
+                "restore the file or the sources"
+            )
 
     def unit(self, ordinal: int) -> dict[str, FileRecord]:
         """The files of a unit.

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 _READ_BYTES = 1 << 20
-_TEMPORARY = (".tmp", ".partial")
+TEMPORARY = (".tmp", ".partial")
 """Endings of unfinished files: ours and Zarr's."""
 
 
@@ -138,7 +138,7 @@ def sweep(folder: Path) -> int:
     """
     removed = 0
     for place, _, names in os.walk(folder):
-        leftovers = [Path(place, name) for name in names if name.endswith(_TEMPORARY)]
+        leftovers = [Path(place, name) for name in names if name.endswith(TEMPORARY)]
         for path in leftovers:
             path.unlink(missing_ok=True)
         removed += len(leftovers)

@@ -2,14 +2,13 @@
 
 import contextlib
 import dataclasses
-import fcntl
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from stages.errors import ArtifactBusy, ConfigError
 from stages.fan_out import FanOut, over_processes
 from stages.progress import Monitor, Silent
+from stages.storage import locks
 from stages.storage.publish import make_folder
 
 FOLDERS = {
@@ -93,14 +92,22 @@ class Workspace:
         Raises:
             ArtifactBusy: another live run holds it.
         """
-        descriptor = os.open(make_folder(folder), os.O_RDONLY | os.O_DIRECTORY)
-        try:
+        with contextlib.ExitStack() as stack:
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
+                stack.enter_context(_alone(folder))
+            except locks.Held as error:
                 raise ArtifactBusy(
                     f"{self.relative(folder)}: another run is making it right now; wait for it to finish, then run again"
                 ) from error
             yield
-        finally:
-            os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Have a folder alone, made again if it is collected before it is locked."""
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(locks.exclusive(make_folder(folder)))
+        except FileNotFoundError:
+            stack.enter_context(locks.exclusive(make_folder(folder)))
+        yield

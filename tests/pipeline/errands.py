@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -36,6 +37,13 @@ def write_with_one_fault(errand: Errand) -> tuple[int, str, int]:
 def write_with_one_kill(errand: Errand) -> tuple[int, str, int]:
     if errand.ordinal == 1 and first_time(errand):
         os.kill(os.getpid(), signal.SIGKILL)
+    return write(errand)
+
+
+def write_slowly(errand: Errand) -> tuple[int, str, int]:
+    """The same, leaving word of the process each time it is done."""
+    time.sleep(0.5)
+    (errand.folder / f"ran-{errand.ordinal}-{os.getpid()}-{time.time_ns()}").touch()
     return write(errand)
 
 

@@ -16,7 +16,7 @@ from stages.storage.artifact import Artifact
 from stages.storage.workspace import Workspace
 
 STAGES = ("shard", "tokenizer", "precompute", "pretrain", "evaluate", "export")
-COMMANDS = ("run", *STAGES, "embed", "compare", "status", "verify", "recipes", "plan")
+COMMANDS = ("run", *STAGES, "embed", "compare", "status", "verify", "recipes", "plan", "gc", "doctor")
 DEMO = ("lvmae", "--overlay", "demo")
 
 

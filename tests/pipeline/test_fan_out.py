@@ -1,10 +1,15 @@
 """A stage's pieces of work as Prefect tasks: the same results and bytes as without, whatever runner they are given to."""
 
 import itertools
+import os
+import shutil
+import signal
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from prefect import flow
@@ -16,8 +21,11 @@ from pipeline import fan_out
 from pipeline.fan_out import DASK_ADDRESS, RUNNER, OverTasks, as_task, chosen_runners
 from stages.errors import ArtifactDamaged, ConfigError
 from stages.fan_out import AHEAD, over_processes
-from tests.pipeline.errands import Errand, errands, refuse, write, write_with_one_fault, write_with_one_kill
+from tests.pipeline.errands import Errand, errands, refuse, write, write_slowly, write_with_one_fault, write_with_one_kill
 from tests.pipelines import SMOKE, artifact_files
+
+if TYPE_CHECKING:
+    from distributed import LocalCluster
 
 OVERLAYS = [name for name in SMOKE[2:] if not name.startswith("--")]
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")  # Prefect's own
@@ -99,19 +107,85 @@ def test_a_killed_process_is_replaced_and_its_piece_done_again(
     assert (tmp_path / "first").exists()
 
 
-def test_the_same_files_come_from_dask(server: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("prefect_dask")
+def test_a_dask_worker_is_killed_and_what_it_had_done_may_be_done_again(
+    server: None, cluster: "LocalCluster", tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv(RUNNER, "dask")
-    assert written(tmp_path, write, num_workers=2) == expected(3)
+    monkeypatch.setenv(DASK_ADDRESS, cluster.scheduler_address)
+    killed: list[int] = []
+
+    def kill() -> None:
+        """End the worker that did the first errand, once others are done as well."""
+        while len(names := sorted(tmp_path.glob("ran-*"), key=lambda path: path.stat().st_mtime_ns)) < 3:
+            time.sleep(0.02)
+        killed.append(int(names[0].name.split("-")[2]))
+        os.kill(killed[0], signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    assert written(tmp_path, write_slowly, num_workers=2, count=8) == expected(8)
+    killer.join()
+    ran = [path.name.split("-") for path in tmp_path.glob("ran-*")]
+    assert killed
+    assert {int(pid) for _, _, pid, _ in ran} > {*killed}, "another worker went on"
+    assert len(ran) > 8, "what was in its hands was begun again"
 
 
-def written(folder: Path, function: Callable[[Errand], tuple[int, str, int]], *, num_workers: int) -> dict[str, bytes]:
-    """The files that three errands make."""
+@pytest.mark.parametrize("name", ["dask", "ray"])
+def test_shards_and_targets_from_a_cluster_are_those_of_a_run_without_prefect(
+    server: None, name: str, smoke_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    from pipeline import flows
+
+    monkeypatch.setenv(RUNNER, name)
+    variable, address = request.getfixturevalue(f"{name}_address")
+    monkeypatch.setenv(variable, address)
+    asked = {"recipe": "lvmae", "overlays": OVERLAYS, "root": str(tmp_path), "tracking": False}
+    (report,) = flows.run_shard(**asked, overrides=["shard.num_workers=2"])
+    assert report.outcome.units_done > 1
+    shutil.copytree(smoke_root / "tokenizers", tmp_path / "tokenizers")
+    (report,) = flows.run_precompute(**asked, overrides=["precompute.num_shards_at_once=2"])
+    assert report.outcome.units_done > 1
+    for folder in ("clips", "targets"):
+        assert artifact_files(tmp_path / folder) == artifact_files(smoke_root / folder)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator["LocalCluster"]:
+    """Two worker processes of Dask."""
+    from distributed import LocalCluster
+
+    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as made:
+        yield made
+
+
+@pytest.fixture
+def dask_address(cluster: "LocalCluster") -> tuple[str, str]:
+    return DASK_ADDRESS, cluster.scheduler_address
+
+
+@pytest.fixture
+def ray_address(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, str]]:
+    """A Ray of this machine."""
+    import ray
+
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    context = ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    try:
+        yield fan_out.RAY_ADDRESS, context.address_info["gcs_address"]
+    finally:
+        ray.shutdown()
+
+
+def written(
+    folder: Path, function: Callable[[Errand], tuple[int, str, int]], *, num_workers: int, count: int = 3
+) -> dict[str, bytes]:
+    """The files that some errands make."""
 
     def stage(over: OverTasks) -> int:
-        return len(list(over(function, errands(folder, 3), num_workers=num_workers, ticked=lambda: None)))
+        return len(list(over(function, errands(folder, count), num_workers=num_workers, ticked=lambda: None)))
 
-    assert in_flow(stage) == 3
+    assert in_flow(stage) == count
     return {path.name: path.read_bytes() for path in folder.glob("*.bin")}
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
-from pipeline.plan import STAGES, Action, order, pins, plan, selected
+from pipeline.plan import STAGES, Action, order, pinned_snapshot, pins, plan, selected
 from pipeline.recipe import Recipe, Request
 from stages.errors import ArtifactMissing, ConfigError
 from stages.storage.artifact import Artifact
@@ -118,7 +118,33 @@ def test_stages_are_selected_by_name() -> None:
     assert selected() == order()
     assert selected(only="pretrain") == ("pretrain",)
     assert selected(first="pretrain") == ("pretrain", "evaluate", "export")
+    assert selected(first="tokenizer", last="pretrain") == ("tokenizer", "precompute", "pretrain")
+    assert selected(last="tokenizer", snapshot="3") == ("tokenizer",), "a snapshot that is given is not made"
     with pytest.raises(ConfigError, match="unknown stage 'train'; known, in their order: shard, tokenizer"):
         selected(only="train")
     with pytest.raises(ConfigError, match="contradict"):
         selected(only="pretrain", first="shard")
+    with pytest.raises(ConfigError, match="comes after the last"):
+        selected(first="evaluate", last="shard")
+    with pytest.raises(ConfigError, match="shard makes snapshots"):
+        selected(only="shard", snapshot="3")
+
+
+def test_a_snapshot_that_is_asked_for_is_read_also_when_there_are_newer_ones(
+    request_: Request, recipe: Recipe, workspace: Workspace
+) -> None:
+    first = commit_clips(recipe, workspace)
+    made = commit_stage(recipe, workspace, "tokenizer")
+    newest = commit_clips(recipe, workspace, shards=2)
+    assert newest.digest != first.digest
+    assert {step.stage: step.action for step in plan(recipe, workspace)}["tokenizer"] is Action.RUN
+    for named in ("1", "000001", first.digest[:12]):
+        asked = request_.model_copy(update={"snapshot": named})
+        pinned = pinned_snapshot(asked, recipe, workspace)
+        assert pinned is not None
+        assert pinned.digest == first.digest
+        assert pins(("tokenizer",), request=asked, recipe=recipe, workspace=workspace)["shard"].digest == first.digest
+    (step,) = [step for step in plan(recipe, workspace, pinned=first) if step.stage == "tokenizer"]
+    assert (step.action, step.artifact) == (Action.REUSE, made)
+    with pytest.raises(ConfigError, match=r"no snapshot is called '7'; known: 1, 2\. Give one of them"):
+        pinned_snapshot(request_.model_copy(update={"snapshot": "7"}), recipe, workspace)

@@ -1,13 +1,17 @@
 """``lvmae plan``: numbers of the counts, of a recipe that nothing was made for yet; errors that say what to do."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from models import cost
 from models.cost import Policy, Workload
+from pipeline import rates
+from pipeline.estimates import forecast
 from pipeline.recipe import Recipe, Request
+from pipeline.recipe_files import recipe_names
 from stages import estimate
 from stages.storage.workspace import Workspace
 from tests.pipeline.conftest import commit_clips
@@ -32,13 +36,59 @@ def workload(recipe: Recipe) -> Workload:
     return Workload(stage.model, grid, stage.encoder_masking.count(grid), stage.decoder_masking.count(grid), dim)
 
 
-def test_help_says_what_it_counts_and_that_status_is_something_else() -> None:
+def test_help_says_what_it_shows_and_that_status_is_something_else() -> None:
     result = invoke("plan", "--help")
     assert result.exit_code == 0
     text = " ".join(result.output.split())
     assert "Example: lvmae plan lvmae" in text
     assert "no artifact needs to be there" in text
+    assert "minutes are those that a unit took on this machine before, or unknown" in text
     assert "lvmae status" in text
+
+
+def test_the_plan_comes_first_and_counts_what_a_recipe_says_before_anything_is_there(workspace: Workspace) -> None:
+    record = planned(*DEMO, workspace=workspace)
+    stages = {one["stage"]: one for one in record["stages"]}
+    assert {name: (one["action"], one["units"]) for name, one in stages.items()} == {
+        "shard": ("run", 22),
+        "tokenizer": ("run", 300),
+        "precompute": ("run", 44),
+        "pretrain": ("run", 1000),
+        "evaluate": ("run", 22),
+        "export": ("run", 2),
+    }
+    assert all(one["minutes"] is None for one in stages.values()), "nothing was measured below this root"
+    assert stages["precompute"]["is_bound"]
+    text = invoke("plan", *DEMO, "--root", str(workspace.root), "--only", "pretrain").stdout
+    first, _, row, unknown, *_ = text.splitlines()
+    assert first == f"lvmae run lvmae --overlay demo --root {workspace.root} would"
+    assert row.split()[:3] == ["pretrain", "wait", "<="]
+    assert unknown == "pretrain: time unknown, for no run with these settings was recorded below this root"
+    assert "needed by a step" in text
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_recipe_can_be_planned_at_full_scale(name: str, workspace: Workspace) -> None:
+    """Steps that are counted in epochs are unknown while there are no clips; sizes of what is trained are not."""
+    stages = {one.stage: one for one in forecast(Request(recipe=name, source="/no/such").load(), workspace)}
+    assert stages["shard"].reason.startswith("cannot be foreseen: ")
+    assert stages["shard"].units is None
+    assert (stages["pretrain"].size_bytes or 0) > 100_000_000
+    assert (stages["export"].size_bytes or 0) > 100_000_000
+
+
+def test_minutes_are_those_of_this_machine_and_these_settings(smoke_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    workspace = Workspace(smoke_root)
+    request = Request(recipe="lvmae", overlays=("demo", "smoke"), overrides=("pretrain.seed=1",))
+    found = {one.stage: one for one in forecast(request.load(), workspace)}
+    measured = rates.measured(workspace, "pretrain", request.load().pretrain)
+    assert measured
+    assert found["pretrain"].minutes == pytest.approx(12 * measured.unit_s / 60)
+    assert "measured once on this machine" in found["pretrain"].basis
+    other = request.model_copy(update={"overrides": ("pretrain.optimization.batch_clips=8",)}).load()
+    assert rates.measured(workspace, "pretrain", other.pretrain) is None
+    monkeypatch.setattr(rates.socket, "gethostname", lambda: "another-machine")
+    assert rates.measured(workspace, "pretrain", request.load().pretrain) is None
 
 
 @pytest.mark.parametrize("overlays", [(), ("demo",)])

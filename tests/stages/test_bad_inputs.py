@@ -66,7 +66,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
 
 def config(folder: Path) -> shard.Config:
     fields = {"source": {"name": "folder", "path": folder}, "clip": CLIP, "limits": LIMITS, "sources_per_shard": 24}
-    return shard.Config.model_validate({**fields, "max_failed_share": 1, "settle_s": 0.3, "num_workers": 2})
+    return shard.Config.model_validate({**fields, "max_failed_share": 1, "settle_s": 0.3, "abandoned_s": 0, "num_workers": 2})
 
 
 def make_all(cases: list[Case], folder: Path) -> Path:

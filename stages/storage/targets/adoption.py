@@ -38,6 +38,16 @@ def donors(workspace: Workspace, stage: str, folder: Path) -> Iterator[Artifact]
             yield found
 
 
+def is_held(folder: Path, unit: Unit) -> bool:
+    """Whether an artifact's folder holds a unit, by its ledger row and the sizes of its files; their bytes are not read."""
+    try:
+        row = read_ledger(folder / ledger_name(unit.ordinal, unit.view))
+    except (FileNotFoundError, ArtifactDamaged):
+        return False
+    sizes = {folder / name: record.size_bytes for name, record in row["files"].items()}
+    return row["unit"] == unit.digest and all(path.is_file() and path.stat().st_size == size for path, size in sizes.items())
+
+
 def adopted(writer: TargetWriter, units: Iterable[Unit], others: Iterable[Artifact]) -> Iterator[Unit]:
     """Take over every unit that one of the other artifacts holds; those that were.
 
