@@ -5,6 +5,7 @@ stdout carries JSON. Everything is also written into the log, which shows it in 
 instead of the lines.
 """
 
+import contextlib
 import json
 from collections.abc import Mapping
 from typing import TextIO
@@ -102,8 +103,9 @@ class Terminal:
     def _write(self, text: str) -> None:
         if logs.is_json():
             return
-        self._lines.write(text + "\n")
-        self._lines.flush()
+        with contextlib.suppress(BrokenPipeError):  # who listened was killed; the work goes on
+            self._lines.write(text + "\n")
+            self._lines.flush()
 
 
 def line(report: Report) -> str:

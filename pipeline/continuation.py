@@ -43,7 +43,7 @@ def continued(recipe: Recipe, stage: str, inputs: Mapping[str, Artifact], worksp
         workspace: where earlier artifacts lie.
     """
     section: Config = getattr(recipe, stage)
-    if getattr(section, "on_new_data", "") != _POLICIES.get(stage):
+    if chosen_field(recipe, stage) is None:
         return Continuation(recipe, "")
     found = _Search(section, stage, inputs, workspace).found()
     if found is None:
@@ -51,6 +51,12 @@ def continued(recipe: Recipe, stage: str, inputs: Mapping[str, Artifact], worksp
     value, reason = found
     changed = section.model_copy(update={_FIELDS[stage]: value})
     return Continuation(recipe.model_copy(update={stage: changed}), reason)
+
+
+def chosen_field(recipe: Recipe, stage: str) -> str | None:
+    """The field of a stage's section whose value follows from what lies below the root; ``None`` where none does."""
+    policy = getattr(getattr(recipe, stage), "on_new_data", "")
+    return _FIELDS[stage] if stage in _FIELDS and policy == _POLICIES[stage] else None
 
 
 class _Search:

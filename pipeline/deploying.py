@@ -5,6 +5,7 @@ schedules anew, so how they stand is noted before and restored after.
 """
 
 import asyncio
+import datetime
 import os
 import subprocess
 import sys
@@ -16,18 +17,26 @@ from uuid import UUID
 import httpx
 import yaml
 from prefect.client.orchestration import PrefectClient, get_client
-from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.client.schemas.actions import DeploymentScheduleCreate, WorkPoolCreate
 from prefect.client.schemas.objects import DeploymentSchedule
+from prefect.client.schemas.schedules import IntervalSchedule
 from prefect.events.schemas.automations import AutomationCore
 from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 from prefect.settings import PREFECT_API_URL
 from prefect.workers.process import ProcessWorker
 
+from pipeline.landing import Landing
 from stages.errors import ConfigError
 
 DEPLOYMENTS = Path(__file__).parent / "prefect.yaml"
 AUTOMATIONS = Path(__file__).parent / "automations.yaml"
 
+SENSOR = "lvmae-sensor/sensor"
+LOOK_EVERY = datetime.timedelta(minutes=2)
+"""How often the sensor looks at a folder that it was given. Our choice."""
+
+_INCOMING = "incoming"
+"""The slug of that schedule."""
 _SHOWN_CHARS = 3000
 
 
@@ -41,8 +50,12 @@ class Switches(NamedTuple):
     """By deployment and what the schedule says."""
 
 
-def deploy(lines: TextIO = sys.stdout) -> None:
+def deploy(lines: TextIO = sys.stdout, landing: Landing | None = None) -> None:
     """Make pools, queues, deployments and automations, or bring them up to date.
+
+    Args:
+        lines: where it is said what was made.
+        landing: what the sensor looks at on a schedule, which is then made as well.
 
     Raises:
         ConfigError: no server is named, it does not answer, or Prefect refuses a deployment.
@@ -53,12 +66,12 @@ def deploy(lines: TextIO = sys.stdout) -> None:
             "http://127.0.0.1:4200/api"
         )
     try:
-        asyncio.run(_deploy(lines))
+        asyncio.run(_deploy(lines, landing))
     except (httpx.TransportError, PrefectHTTPStatusError) as error:
         raise ConfigError(f"{PREFECT_API_URL.value()}: {error or type(error).__name__}; is the Prefect server up?") from error
 
 
-async def _deploy(lines: TextIO) -> None:
+async def _deploy(lines: TextIO, landing: Landing | None) -> None:
     content = yaml.safe_load(DEPLOYMENTS.read_text(encoding="utf-8"))
     async with get_client() as client:
         for pool in sorted(one["name"] for one in content["definitions"]["work_pools"].values()):
@@ -68,6 +81,9 @@ async def _deploy(lines: TextIO) -> None:
         _deploy_file()
         for plain in yaml.safe_load(AUTOMATIONS.read_text(encoding="utf-8"))["automations"]:
             await _make_automation(client, AutomationCore.model_validate(plain))
+        if landing:
+            await _schedule(client, landing, before)
+            lines.write(f"scheduled   {SENSOR}: every {LOOK_EVERY.seconds} s at {landing.source}\n")
         restored = await _restore(client, before)
         after = await _switches(client)
     lines.write(f"deployed    {', '.join(one['name'] for one in content['deployments'])}\n")
@@ -116,6 +132,20 @@ async def _make_automation(client: PrefectClient, wanted: AutomationCore) -> Non
         await client.update_automation(found[0].id, wanted.model_copy(update={"enabled": found[0].enabled}))
     else:
         await client.create_automation(wanted)
+
+
+async def _schedule(client: PrefectClient, landing: Landing, before: Switches) -> None:
+    """Let the sensor look at a source again and again, unless a person switched that off."""
+    sensor = await client.read_deployment_by_name(SENSOR)
+    for one in await _schedules(client, sensor.id):
+        if one.slug == _INCOMING:
+            await client.delete_deployment_schedule(sensor.id, one.id)
+    wanted = DeploymentScheduleCreate(
+        schedule=IntervalSchedule(interval=LOOK_EVERY), active=True, parameters=landing.parameters, slug=_INCOMING
+    )
+    for made in await client.create_deployment_schedules(sensor.id, [wanted]):
+        if not before.schedules.get((sensor.id, _identity(made)), True):
+            await client.update_deployment_schedule(sensor.id, made.id, active=False)
 
 
 async def _switches(client: PrefectClient) -> Switches:

@@ -194,7 +194,7 @@ def _pins(run: Run, stages: Sequence[str], publisher: Publisher) -> dict[str, Ar
 
 def _tracker(request: Request, recipe: Recipe, workspace: Workspace) -> Tracker:
     tags = {"lvmae.request": request.spelled(), "prefect.flow_run_id": str(runtime.flow_run.id)}
-    return Tracker(workspace, recipe, tags)
+    return Tracker(workspace, recipe, tags, stage_tags=lambda: {"prefect.task_run_id": str(runtime.task_run.id)})
 
 
 def _show_champion(page: str) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pipeline.continuation import chosen_field
 from pipeline.plan import STAGES, config_of
 from pipeline.recipe import Recipe
 from pipeline.tracking import flattened
@@ -61,8 +62,11 @@ class Below:
 
 def differing(recipe: Recipe, manifest: Manifest) -> list[str]:
     """The settings in which a recipe differs from what an artifact was made with, each as ``key: there -> asked``."""
-    asked = _plain(byte_config(config_of(recipe, manifest.stage)))
-    there = _plain(manifest.config)
+    chosen = chosen_field(recipe, manifest.stage)  # by what lies below the root, whatever it is
+    asked, there = (
+        _plain({name: value for name, value in config.items() if name != chosen})
+        for config in (byte_config(config_of(recipe, manifest.stage)), manifest.config)
+    )
     return [
         f"{key}: {there.get(key, 'unset')} -> {asked.get(key, 'unset')}"
         for key in dict.fromkeys([*asked, *there])

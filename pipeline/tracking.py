@@ -91,6 +91,7 @@ class Tracker:
 
     def stage_started(self, upcoming: Step, recipe: Recipe, inputs: Mapping[str, Artifact]) -> None:
         """Open a child run for a stage that will execute; for the others wait and see whether they do."""
+        self._recipe = recipe  # with what the stage goes on from
         self._upcoming, self._child = _Upcoming(upcoming, inputs, now_ms(), dict(self._stage_tags())), None
         self._held.clear()
         if upcoming.action is Action.RUN:
@@ -231,7 +232,7 @@ def flattened(plain: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 def _status(error: BaseException | None) -> str:
     if error is None:
         return "FINISHED"
-    return "KILLED" if isinstance(error, KeyboardInterrupt | SystemExit) else "FAILED"
+    return "FAILED" if isinstance(error, Exception) else "KILLED"
 
 
 def _measured(step: int, values: Mapping[str, float]) -> dict[str, Any]:

@@ -33,12 +33,17 @@ _HOME = ".prefect"
 _LOOK_S = 0.5
 
 
-class Landing(NamedTuple):
+class Watched(NamedTuple):
     """A folder that is watched, and what is run on what lands in it."""
 
     folder: Path
     recipe: str
     overlays: tuple[str, ...]
+
+    def options(self, workspace: Workspace) -> list[str]:
+        """The recipe and the root as commands take them."""
+        overlays = [part for name in self.overlays for part in ("--overlay", name)]
+        return ["--recipe", self.recipe, *overlays, "--root", str(workspace.root)]
 
 
 class Ports(NamedTuple):
@@ -53,7 +58,7 @@ class Ports(NamedTuple):
         return f"http://{HOST}:{port}"
 
 
-def run_until_ended(*, root: str, landing: Landing | None, port: int) -> None:
+def run_until_ended(*, root: str, watched: Watched | None, port: int) -> None:
     """Start everything, say where it is, and keep it up until Ctrl-C or SIGTERM.
 
     Raises:
@@ -66,13 +71,13 @@ def run_until_ended(*, root: str, landing: Landing | None, port: int) -> None:
         surroundings = environment(workspace, home, ports)
         with Children(surroundings, logs=home / "logs", say=_say) as children:
             _say(f"starting    Prefect, MLflow and workers; their output goes to {home / 'logs'}")
-            mlflow = _start_servers(children, workspace, ports)
+            mlflow = _start_servers(children, workspace, ports, watched)
             _start_workers(children)
-            if landing:
-                _start_watching(children, landing, workspace)
+            if watched:
+                _start_watching(children, watched, workspace)
             if mlflow:
                 children.wait_for(mlflow, f"{ports.url(ports.mlflow)}/health", patience_s=START_S)
-            _tell(surroundings, workspace, ports, landing)
+            _tell(surroundings, workspace, ports, watched)
             while True:
                 time.sleep(_LOOK_S)
                 children.check()
@@ -125,13 +130,13 @@ def _ports(first: int) -> Ports:
     return Ports(first, first + 1, first + 2)
 
 
-def _start_servers(children: Children, workspace: Workspace, ports: Ports) -> Child | None:
+def _start_servers(children: Children, workspace: Workspace, ports: Ports, watched: Watched | None) -> Child | None:
     """Prefect with everything deployed, the files, and MLflow, which may still be starting; ``None`` if another is used."""
     prefect = children.start("prefect", _python("prefect", "server", "start", "--host", HOST, "--port", str(ports.prefect)))
     children.start("files", _python("pipeline.files", str(workspace.root), str(ports.files)))
     mlflow = None if "MLFLOW_TRACKING_URI" in os.environ else _start_mlflow(children, workspace, ports.mlflow)
     children.wait_for(prefect, f"{ports.url(ports.prefect)}/api/health", patience_s=START_S)
-    children.finish("deploy", _python("pipeline", "deploy"))
+    children.finish("deploy", _python("pipeline", "deploy", *_sensed(watched, workspace)))
     return mlflow
 
 
@@ -152,21 +157,24 @@ def _start_workers(children: Children) -> None:
         children.start(f"worker-{pool}", _python("prefect", *arguments))
 
 
-def _start_watching(children: Children, landing: Landing, workspace: Workspace) -> None:
-    landing.folder.mkdir(parents=True, exist_ok=True)
-    overlays = [part for name in landing.overlays for part in ("--overlay", name)]
-    arguments = (str(landing.folder), "--recipe", landing.recipe, *overlays, "--root", str(workspace.root))
-    children.start("watch", _python("pipeline", "watch", *arguments))
+def _start_watching(children: Children, watched: Watched, workspace: Workspace) -> None:
+    watched.folder.mkdir(parents=True, exist_ok=True)
+    children.start("watch", _python("pipeline", "watch", str(watched.folder), *watched.options(workspace)))
 
 
-def _tell(surroundings: Mapping[str, str], workspace: Workspace, ports: Ports, landing: Landing | None) -> None:
+def _sensed(watched: Watched | None, workspace: Workspace) -> list[str]:
+    """What `lvmae deploy` is told, so that the sensor finds what an event did not tell."""
+    return ["--incoming", str(watched.folder), *watched.options(workspace)] if watched else []
+
+
+def _tell(surroundings: Mapping[str, str], workspace: Workspace, ports: Ports, watched: Watched | None) -> None:
     """The addresses, and what to click first."""
     prefect = ports.url(ports.prefect)
     lines = [
         f"Prefect     {prefect}",
         f"MLflow      {surroundings['MLFLOW_TRACKING_URI']}",
         f"artifacts   {workspace.root}, to be seen at {ports.url(ports.files)}",
-        *([f"watched     {landing.folder} for {'+'.join([landing.recipe, *landing.overlays])}"] if landing else []),
+        *([f"watched     {watched.folder} for {'+'.join([watched.recipe, *watched.overlays])}"] if watched else []),
         "",
         f"Open {prefect}/deployments, click pipeline, then Run and Quick run: that is the demo.",
         "Ctrl-C ends everything here.",

@@ -112,6 +112,15 @@ def test_a_browser_sees_artifacts_and_nothing_else_below_the_root(started: Start
     assert httpx.put(f"{files}/pretrain/0123/report.html", content="x", trust_env=False).status_code == 501
 
 
+def test_the_sensor_looks_at_the_watched_folder_on_a_schedule(started: Started) -> None:
+    url = f"{started.address('Prefect')}/api/deployments/name/lvmae-sensor/sensor"
+    schedules = httpx.get(url, trust_env=False).raise_for_status().json()["schedules"]
+    (looks,) = [one for one in schedules if one["active"]]
+    assert looks["parameters"]["source"] == str(started.root.parent / "incoming")
+    assert looks["parameters"]["root"] == str(started.root)
+    assert looks["parameters"]["overlays"] == ["demo"]
+
+
 def test_mlflow_shows_the_store_that_runs_are_recorded_in() -> None:
     assert up.MLFLOW_ARTIFACTS == mlflow_store.ARTIFACTS
 
