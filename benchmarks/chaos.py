@@ -48,6 +48,7 @@ def main() -> None:
         site.durations = state.get("durations", {})
         chaos.make_reference(site)
         state["durations"] = site.durations
+        place.write_text(json.dumps(state, indent=1))
         _play(site, episodes, kinds, state, place, until=until)
     state["can_mount"] = can_mount
     _report(asked, state)

@@ -148,6 +148,7 @@ def _child(phase: str, told: Mapping[str, Any]) -> None:
             "source": {"name": told["reader"], "path": told["path"]},
             "num_workers": told["num_workers"],
             "settle_s": 0,
+            "abandoned_s": 0,  # what is generated is no container
         }
     )
     dataset = Dataset(Workspace(Path(told["root"])), shard.dataset_name(config))

@@ -70,7 +70,7 @@ def failure_page(
         "1. press **Retry** at the top of this flow run; or\n"
         f"2. start the deployment `{stage}` or `pipeline` with the same values; or\n"
         "3. on the worker, type one of:",
-        markdown.table(((what, markdown.code(command)) for what, command in commands.items()), ("what", "command")),
+        "\n".join(f"* {what}: {markdown.code(command)}" for what, command in commands.items()),
         _what_then(recipe, workspace),
         *([markdown.facts({name: markdown.link(name, address) for name, address in links.items()})] if links else []),
     ]
@@ -84,7 +84,7 @@ def remedy(error: BaseException) -> str:
     for kind, text in _REMEDIES.items():
         if isinstance(error, kind):
             return text
-    if isinstance(error, OSError) and error.errno in _FULL:
+    if isinstance(error, errors.NoRoom) or (isinstance(error, OSError) and error.errno in _FULL):
         return "The disk is full: make room (`lvmae gc` names what nothing needs any more), then press Retry."
     if isinstance(error, OSError) and error.errno in _REFUSED:
         return "Give the worker's user the right to read and write the place that is named, then press Retry."

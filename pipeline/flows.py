@@ -176,7 +176,7 @@ def _run(request: Request, ran: _Ran, *, plan_only: bool, tracking: bool) -> lis
         for stage in ran.stages:
             ran.stage = stage
             fanned = dataclasses.replace(run, fan_out=OverTasks(f"{stage}-unit", runners))
-            report = as_task(functools.partial(fanned.stage, stage, made), name=stage)()
+            report = as_task(functools.partial(fanned.stage, stage, made), name=stage, run_name=stage)()
             made[stage] = report.artifact
             reports.append(report)
     return reports

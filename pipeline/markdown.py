@@ -35,15 +35,15 @@ def plain(value: object) -> str:
     return re.sub(r"[^\w\s.,;:/()=+%'…’–-]|(?<!\w)_|_(?!\w)", lambda found: f"&#{ord(found.group())};", text)
 
 
-def table(rows: Iterable[Sequence[object]], head: Sequence[str] = ("", "")) -> str:
+def table(rows: Iterable[Sequence[object]], head: Sequence[str]) -> str:
     """A table of cells that are Markdown already."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(str(cell).replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
 
 
-def facts(values: Mapping[str, object]) -> str:
+def facts(values: Mapping[str, object], head: tuple[str, str] = ("what", "value")) -> str:
     """A table of two columns: names, and values that are Markdown already."""
-    return table(values.items())
+    return table(values.items(), head)
 
 
 def link(text: str, address: str) -> str:

@@ -61,10 +61,11 @@ def prefect() -> Iterator[Check]:
         return
     try:
         with get_client(sync_client=True) as client:
+            asked_s = time.time()
             answer = client.request("GET", "/admin/version", timeout=_TIMEOUT_S)
             answer.raise_for_status()
             yield _version(_plain(where), answer.json(), __version__)
-            yield from _clock(answer.headers)
+            yield from _clock(answer.headers, asked_s)
             yield from _pools(client)
             yield from _deployments(client)
     except HTTPStatusError as error:
@@ -99,11 +100,11 @@ def _version(where: str, there: str, here: str) -> Check:
     return ok("prefect", f"{where} answers, version {there}")
 
 
-def _clock(headers: Mapping[str, str]) -> Iterator[Check]:
-    """The server's clock: schedules and heartbeats go by it."""
+def _clock(headers: Mapping[str, str], asked_s: float) -> Iterator[Check]:
+    """The server's clock: schedules and heartbeats go by it. It may have been read at any moment since it was asked for."""
     with contextlib.suppress(KeyError, ValueError, TypeError):
-        there = email.utils.parsedate_to_datetime(headers["date"]).timestamp()
-        yield compared("clock of prefect", there - time.time())
+        there_s = email.utils.parsedate_to_datetime(headers["date"]).timestamp()
+        yield compared("clock of prefect", there_s - min(max(there_s, asked_s), time.time()))
 
 
 def _pools(client: Any) -> Iterator[Check]:

@@ -65,9 +65,11 @@ def page(
     }
     sections = [f"# {report.stage}", markdown.facts(known)]
     if outcome.counts:
-        sections += ["## Counts", markdown.facts({name: f"{count:,}" for name, count in outcome.counts.items()})]
+        counts = {name: f"{count:,}" for name, count in outcome.counts.items()}
+        sections += ["## Counts", markdown.facts(counts, ("what", "number"))]
     if reasons:
-        sections += ["## In quarantine, by reason", markdown.facts(reasons), *(f"* {markdown.code(name)}" for name in sources)]
+        sections += ["## In quarantine, by reason", markdown.facts(reasons, ("reason", "sources"))]
+        sections += [f"* {markdown.code(name)}" for name in sources]
         sections += ["What to do about each: `lvmae quarantine show NAME`."]
     if outcome.metrics:
         sections += ["## Measured", _numbers(outcome.metrics)]
@@ -77,7 +79,7 @@ def page(
 
 
 def _numbers(values: Mapping[str, float]) -> str:
-    return markdown.facts({markdown.plain(name): f"{value:.5g}" for name, value in values.items()})
+    return markdown.facts({markdown.plain(name): f"{value:.5g}" for name, value in values.items()}, ("measurement", "value"))
 
 
 def _pictures(stage: str, made: Artifact) -> Iterator[tuple[str, bytes]]:

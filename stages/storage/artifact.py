@@ -333,12 +333,11 @@ def commit(
         records={spelled: record for spelled, record in kept.items() if spelled in workspace.records},
     )
     is_first = publish_new(folder / MANIFEST, canonical_json(manifest.model_dump(mode="json")))
-    committed = read_manifest(folder / MANIFEST)
-    if committed.digest != manifest.digest:
+    if read_manifest(folder / MANIFEST).digest != manifest.digest:
         raise ArtifactDamaged(f"{folder}: another run committed other bytes for the same config and inputs; run `lvmae verify`")
     if not is_first:  # a lost file was made again, and what lies beside may be of another run
         publish_bytes(folder / MANIFEST, canonical_json(manifest.model_dump(mode="json")))
-    return Artifact(folder, manifest, folder / MANIFEST)
+    return Artifact(folder, read_manifest(folder / MANIFEST), folder / MANIFEST)
 
 
 def damages(artifact: Artifact) -> dict[str, str]:

@@ -24,7 +24,7 @@ SOURCE = f"s3://{BUCKET}/{PREFIX}"
 COMMITTED = ("a.mp4", "a b/ü 'c'.mkv", "deep/er/d.mp4", "long.mp4", "raw.h264")
 QUARANTINED = {"cut.mp4": "truncated", "empty.mp4": "empty", "text.mp4": "unreadable", "again.mp4": "duplicate"}
 OVERLAYS = ("demo", "smoke")
-OVERRIDES = ("shard.settle_s=0", "shard.num_workers=1")
+OVERRIDES = ("shard.settle_s=0", "shard.abandoned_s=0", "shard.num_workers=1")
 
 
 @pytest.fixture(scope="module")

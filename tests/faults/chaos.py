@@ -38,7 +38,8 @@ PRELOADED = (
 )  # fmt: skip
 UNFINISHED = re.compile(r"\.(tmp|partial)$|(^|/)checkpoints/")
 RECIPE = {"recipe": "lvmae", "overlays": [name for name in SMOKE[2:] if not name.startswith("--")]}
-_MAX_RESUMES = 8
+_RESUMES_BESIDE = 4
+"""How often an episode may have to be resumed beside once for each fault."""
 _GONE_S = 150.0
 """How long after a run something may be left: what sends to MLflow gives up a server after 20 s and a file after 120 s."""
 _PATIENCE_S = 1800.0
@@ -78,20 +79,22 @@ class Kind(NamedTuple):
 
 
 def schedule(seed: int, num_faults: int, kinds: dict[str, Kind], stages: Sequence[str] | None = None) -> list[Episode]:
-    """The episodes of a campaign, of each stage one before others are drawn: the same for the same arguments."""
+    """The episodes of a campaign, the same for the same arguments: first one of each stage, and in them all kinds."""
     draw, episodes, number = random.Random(seed), [], 0
     weights = {"shard": 7, "tokenizer": 2, "precompute": 5, "pretrain": 5, "evaluate": 1, "export": 2, WHOLE: 0.5}
     names = list(stages or weights)
-    order = draw.sample(names, len(names))
+    order = sorted(names, key=lambda name: weights[name])
+    unseen = draw.sample(sorted(kinds), len(kinds))
     while number < num_faults:
         stage = order.pop() if order else draw.choices(names, [weights[name] for name in names])[0]
         known = [name for name, kind in kinds.items() if stage in kind.stages]
-        chosen = draw.choices(
-            known, [kinds[name].weight for name in known], k=draw.randint(3, 7) * (2 if stage == WHOLE else 1)
-        )
+        chosen = draw.choices(known, [kinds[name].weight for name in known], k=draw.randint(4, 9))
+        chosen[:3] = [name for name in unseen if name in known][:3] or chosen[:3]
+        draw.shuffle(chosen)
         if any(kinds[name].alone for name in chosen):
             chosen = [next(name for name in chosen if kinds[name].alone)]
         chosen = chosen[: num_faults - number]
+        unseen = [name for name in unseen if name not in chosen]
         faults = tuple(
             Fault(number + place, name, round(draw.random(), 3), round(draw.uniform(1, 10), 1), draw.choice(["retry", "new"]))
             for place, name in enumerate(chosen)
@@ -143,10 +146,12 @@ class Site:
         servers.eventually(self.socket.exists, said=lambda: f"{self.folder}/warm.log")
 
     def start_worker(self, pool: str, **more: str) -> None:
-        """A worker of a pool, instead of the one that was there; ``more`` are variables of its environment."""
+        """A worker of a pool, instead of the one that was there and was killed; ``more`` are variables of its environment."""
         argv = [sys.executable, "-m", "prefect", "worker", "start", "--pool", pool, "--type", "process"]
         environment = {**self.server.environment, "LVMAE_ROOT": str(self.root), "PREFECT_WORKER_QUERY_SECONDS": "1"}
         log = self.worker_log(pool)
+        if pool in self.workers:
+            self.workers[pool].wait()
         self.workers[pool] = servers.spawn(argv, log=log, environment={**environment, **more}, folder=self.project)
 
     def worker_log(self, pool: str) -> Path:
@@ -154,10 +159,10 @@ class Site:
         return self.folder / f"worker-{pool}.log"
 
     def deploy(self) -> None:
-        """Make the pools and the deployments, whose runs work in the project's folder."""
+        """Make the pools and the deployments, whose runs work in the project's folder; it must be open."""
         for pool in sorted(set(POOLS.values())):
             servers.call(self.server, "POST", "/work_pools/", {"name": pool, "type": "process"}, refused=True)
-        argv = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"]
+        argv = self.warm_command("prefect", "--no-prompt", "deploy", "--all")
         environment = {**self.server.environment, "PWD": str(self.project)}  # where flow runs work, says prefect.yaml
         done = subprocess.run(argv, capture_output=True, text=True, check=False, cwd=self.project, env=environment)
         assert done.returncode == 0, done.stdout + done.stderr
@@ -198,11 +203,11 @@ def site(folder: Path, root: Path, project: Path = REPOSITORY, **more: str) -> I
     processes.adopt_orphans()
     with servers.prefect_server(folder / "home", **more) as server:
         found = Site(folder, server, root, folder / "reference", project)
-        if not (folder / "deployed").exists():
-            found.deploy()
-            (folder / "deployed").touch()
         try:
             found.open()
+            if not (folder / "deployed").exists():
+                found.deploy()
+                (folder / "deployed").touch()
             yield found
         finally:
             found.close()
@@ -253,7 +258,8 @@ class Attempt:
     def resume(self, how: str) -> None:
         """What a person does with a run that has ended otherwise than well."""
         self.resumes[how] += 1
-        assert self.resumes.total() <= _MAX_RESUMES, f"resumed {self.resumes} and still not done: {self.surprises}"
+        allowed = len(self.episode.faults) + _RESUMES_BESIDE
+        assert self.resumes.total() <= allowed, f"resumed {self.resumes} and still not done: {self.surprises}"
         if how == "retry":
             servers.retry(self.site.server, self.run)
         else:

@@ -196,7 +196,7 @@ KINDS = {
     "kill worker and flow process": Kind(1, kill_worker_and_flow),
     "kill server": Kind(1, kill_server),
     "server down": Kind(1, server_down),
-    "MLflow down": Kind(2, mlflow_down, alone=True),
+    "MLflow down": Kind(1, mlflow_down, alone=True),
     "disk full": Kind(3, fill_disk),
     "started twice": Kind(2, start_twice),
 }

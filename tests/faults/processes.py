@@ -74,13 +74,13 @@ def described(pid: int) -> str:
 
 
 def engine_of(run: str) -> int | None:
-    """The living process that executes a flow run: the one started for it that has no child started for it."""
+    """The living process that executes a flow run, and not one of those that Prefect starts for it before and after."""
     found = []
     for folder in Path("/proc").iterdir():
         with contextlib.suppress(OSError):
             if folder.name.isdigit() and f"PREFECT__FLOW_RUN_ID={run}".encode() in (folder / "environ").read_bytes():
                 found.append(int(folder.name))
-    alive = [pid for pid in found if is_alive(pid) and "prefect" in described(pid)]
+    alive = [pid for pid in found if is_alive(pid) and "prefect.engine" in described(pid)]
     parents = {pid for pid in alive if set(children(pid)) & set(alive)}
     return next((pid for pid in alive if pid not in parents), None)
 

@@ -45,6 +45,7 @@ def config(sources: str, **changes: Any) -> shard.Config:
         "sources_per_shard": 2,
         "num_workers": 1,
         "settle_s": 0,
+        "abandoned_s": 0,
     }
     return shard.Config.model_validate({**fields, **changes})
 

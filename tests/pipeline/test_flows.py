@@ -65,7 +65,7 @@ def test_a_plan_alone_says_what_would_run_and_runs_nothing(server: None, copied_
     assert listing(copied_root) == before
     name = "lvmae+demo+smoke, shard to evaluate, snapshot 1, plan only"
     text = asyncio.run(artifact_of(name, "lvmae-plan"))
-    told = {line.split()[0]: line.split()[1] for line in text.splitlines() if line.startswith(tuple(STAGES))}
+    told = {line.split()[0]: line.split()[1] for line in text.splitlines() if line.partition(" ")[0] in STAGES}
     assert told == {"tokenizer": "reuse", "precompute": "reuse", "pretrain": "reuse", "evaluate": "run"}
 
 
@@ -89,7 +89,7 @@ def test_a_run_that_meets_another_waits_for_it_and_says_so(
     server: None, copied_root: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     (made,) = (copied_root / "evaluate").iterdir()
-    (made / "manifest.json").unlink()
+    shutil.rmtree(made)
     other = Workspace(copied_root).hold(made)
     other.__enter__()
     waited: list[float] = []
@@ -134,11 +134,12 @@ def test_every_deployment_names_a_flow_and_parameters_that_it_takes(deployment: 
     flow = load_flow_from_entrypoint(deployment["entrypoint"])
     assert isinstance(flow, Flow)
     properties = parameter_schema(flow).properties
-    assert set(deployment["parameters"]) <= set(properties)
-    assert all(described["description"] for described in properties.values())
+    assert set(deployment.get("parameters", {})) <= set(properties)
+    assert all(described.get("description") for described in properties.values())
     assert deployment["description"]
     assert deployment["work_pool"]["name"] in {pool["name"] for pool in CONTENT["definitions"]["work_pools"].values()}
-    flow.validate_parameters(deployment["parameters"])
+    if deployment["name"] != "node":  # started by a run that gives all of its parameters
+        flow.validate_parameters(deployment["parameters"])
 
 
 def test_the_whole_pipeline_and_every_stage_have_a_deployment_and_none_starts_by_itself() -> None:

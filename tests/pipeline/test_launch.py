@@ -8,6 +8,8 @@ import pytest
 from prefect import get_client
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.client.schemas.filters import FlowFilter, FlowFilterName
+from prefect.client.schemas.objects import FlowRun
 from prefect.states import Failed
 
 from pipeline import launch, nodes
@@ -123,6 +125,11 @@ def test_more_nodes_than_may_run_at_once_are_refused(
         nodes.limited(client, 3)
 
 
+def node_runs(client: SyncPrefectClient) -> list[FlowRun]:
+    """Those of other tests on the same server left out."""
+    return client.read_flow_runs(flow_filter=FlowFilter(name=FlowFilterName(any_=["lvmae-node"])))
+
+
 def test_when_one_node_fails_or_none_has_room_the_others_are_cancelled(
     deployed: Callable[[int | None], None],
     client: SyncPrefectClient,
@@ -134,17 +141,17 @@ def test_when_one_node_fails_or_none_has_room_the_others_are_cancelled(
     def one_fails() -> None:
         with nodes.beside(request_, "root", MEETING) as check:
             check()
-            first, _ = (run.id for run in client.read_flow_runs())
+            first, _ = (run.id for run in node_runs(client))
             client.set_flow_run_state(first, Failed(message="no GPU"), force=True)
             check()
 
     with pytest.raises(OSError, match="ended as Failed: no GPU"):
         one_fails()
-    assert sorted(run.state_name or "" for run in client.read_flow_runs()) == ["Cancelled", "Failed"]
-    assert {run.parameters["node"] for run in client.read_flow_runs()} == {1, 2}
+    assert sorted(run.state_name or "" for run in node_runs(client)) == ["Cancelled", "Failed"]
+    assert {run.parameters["node"] for run in node_runs(client)} == {1, 2}
 
     monkeypatch.setenv(nodes.WAIT_S, "0")
     said = "2 of 2 runs of lvmae-node/node did not begin within 0 s, and were cancelled"
     with pytest.raises(OSError, match=said), nodes.beside(request_, "root", MEETING._replace(name="4567")) as check:
         check()
-    assert {run.state_name for run in client.read_flow_runs()} == {"Cancelled", "Failed"}
+    assert {run.state_name for run in node_runs(client)} == {"Cancelled", "Failed"}

@@ -37,7 +37,7 @@ HOSTILE = (
 
 @pytest.mark.parametrize("value", HOSTILE)
 def test_a_value_is_shown_letter_by_letter_and_stays_in_its_cell(value: str) -> None:
-    row = markdown.table([("name", markdown.code(value))]).splitlines()[-1]
+    row = markdown.table([("name", markdown.code(value))], ("what", "value")).splitlines()[-1]
     cells = re.split(r"(?<!\\)\|", row)
     assert len(cells) == 4, "two cells between three bars"
     fence = re.match(r" (`+)", cells[2])

@@ -47,6 +47,7 @@ def config(folder: Path, **changes: object) -> shard.Config:
         "num_workers": 1,
         "min_failed": 0,
         "settle_s": 0,
+        "abandoned_s": 0,
     }
     return shard.Config.model_validate({**fields, **changes})
 
