@@ -11,7 +11,7 @@ from tests.faults.chaos import WHOLE, Site
 from tests.faults.situations import Table, copy_of_project
 from tests.pipelines import STAGES
 
-SEED, NUM_FAULTS = 140, 6
+SEED, NUM_FAULTS = 140, 4
 CHEAP = {
     "kill flow process": 4, "kill flow process and its children": 2, "terminate flow process": 1, "kill ffmpeg": 6,
     "stop and continue flow process": 1, "cancel": 1,
