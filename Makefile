@@ -15,12 +15,13 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-com
 # Hundreds of processes import torch in the tests; each would compile it anew where the environment forbids to keep what was compiled.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup setup-dev demo test lint types imports unit
+.PHONY: help setup setup-dev demo test lint types imports unit test-operation
 
 help:
 	@echo "make setup   install what the pipeline needs into $(VENV)"
 	@echo "make demo    set up, then run all six stages at small scale into ROOT=$(ROOT)"
 	@echo "make test    set up with the tools of development, then lint, types, import contracts and tests"
+	@echo "make test-operation   the tests with real servers, workers and a browser, which take longer"
 
 setup: $(VENV)/.installed
 setup-dev: $(VENV)/.installed-dev
@@ -43,6 +44,10 @@ imports: setup-dev
 
 unit: setup-dev
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --durations=15
+
+# The jobs of an operator with real servers, workers and a browser: one after the other, for they take minutes and whole machines.
+test-operation: setup-dev
+	$(BIN)/python -m pytest -m operation
 
 # Stamps: each step runs again only when what it is made from has changed.
 $(VENV)/.created:

@@ -13,6 +13,8 @@ from stages.storage import checkpoints
 from tests import servers
 from tests.pipelines import SMOKE, json_lines, lvmae
 
+pytestmark = pytest.mark.operation
+
 MARK = "LVMAE_TEST_OF_CANCELLING"
 EVERY_STEPS = 6
 OVERRIDES = (

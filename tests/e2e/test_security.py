@@ -24,6 +24,8 @@ from tests import deployment
 from tests.deployment import Caller, Server, basic, routes
 from tests.pipelines import ONE_THREAD, SMOKE, command
 
+pytestmark = pytest.mark.operation
+
 OPEN = {("prefect", "/api/health"), ("prefect", "/api/ready"), ("mlflow", "/health")}
 """All that answers without credentials: what compose asks to see whether a server is well. Not even pages are among them."""
 REFUSED = (401, 403)

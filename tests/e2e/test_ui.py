@@ -24,7 +24,10 @@ from tests.e2e.test_browser import BROWSERS
 from tests.servers import PrefectServer
 from tests.stages.videos import ramp, write_video
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")  # Prefect's own
+pytestmark = [
+    pytest.mark.operation,
+    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning"),
+]  # Prefect's own
 
 SCREENS = "LVMAE_SCREENS"
 REAL_CLIPS = Path(__file__).parents[3] / "shared" / "data" / "actions"
