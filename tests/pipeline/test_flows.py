@@ -85,6 +85,7 @@ def test_a_snapshot_is_read_without_a_look_at_the_source(server: None, copied_ro
         flows.run_recipe(**asked, source=nowhere)
 
 
+@pytest.mark.operation
 def test_a_run_that_meets_another_waits_for_it_and_says_so(
     server: None, copied_root: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
