@@ -332,12 +332,15 @@ def commit(
         files={spelled: record for spelled, record in kept.items() if spelled not in workspace.records},
         records={spelled: record for spelled, record in kept.items() if spelled in workspace.records},
     )
-    is_first = publish_new(folder / MANIFEST, canonical_json(manifest.model_dump(mode="json")))
-    if read_manifest(folder / MANIFEST).digest != manifest.digest:
+    data = canonical_json(manifest.model_dump(mode="json"))
+    is_first = publish_new(folder / MANIFEST, data)
+    committed = read_manifest(folder / MANIFEST)
+    if committed.digest != manifest.digest:
         raise ArtifactDamaged(f"{folder}: another run committed other bytes for the same config and inputs; run `lvmae verify`")
     if not is_first:  # a lost file was made again, and what lies beside may be of another run
-        publish_bytes(folder / MANIFEST, canonical_json(manifest.model_dump(mode="json")))
-    return Artifact(folder, read_manifest(folder / MANIFEST), folder / MANIFEST)
+        publish_bytes(folder / MANIFEST, data)
+        committed = read_manifest(folder / MANIFEST)
+    return Artifact(folder, committed, folder / MANIFEST)
 
 
 def damages(artifact: Artifact) -> dict[str, str]:
