@@ -262,7 +262,13 @@ def test_a_reader_beside_it_sees_an_artifact_whole_or_not_at_all(
     copy = workspace.root / "copy"
     shutil.copytree(old.folder, copy)
     seen = {"whole": 0, "away": 0, "broken": 0}
-    is_over = threading.Event()
+    is_over, end = threading.Event(), time.monotonic() + 60
+
+    def until_more(kind: str) -> None:
+        """Waits until the reader has seen this once more."""
+        before = seen[kind]
+        while seen[kind] == before and time.monotonic() < end:
+            time.sleep(0.001)
 
     def read() -> None:
         while not is_over.is_set():
@@ -278,15 +284,18 @@ def test_a_reader_beside_it_sees_an_artifact_whole_or_not_at_all(
                 seen["away"] += 1
             finally:
                 readers.close()
+            time.sleep(0.005)  # else somebody always reads, and nothing goes
 
     reader = threading.Thread(target=read)
     reader.start()
     try:
-        for _ in range(25):
+        while seen["away"] < 5 and time.monotonic() < end:
             list(collect(workspace, ALL))
             if not old.folder.exists():
+                until_more("away")
                 shutil.copytree(copy, workspace.root / "arriving")
                 os.replace(workspace.root / "arriving", old.folder)
+                until_more("whole")
     finally:
         is_over.set()
         reader.join()
