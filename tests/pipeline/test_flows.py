@@ -14,8 +14,8 @@ from prefect.exceptions import ParameterTypeError
 from prefect.flows import Flow, load_flow_from_entrypoint
 from prefect.utilities.callables import parameter_schema
 
-from pipeline import deploying, flow_names, flows
-from pipeline.flow_records import page
+from pipeline.orchestration import deploying, flow_names, flows
+from pipeline.orchestration.flow_records import page
 from pipeline.plan import STAGES
 from pipeline.recipe import Recipe
 from pipeline.recipe_files import overlay_names, recipe_names

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline import markdown
-from pipeline.failure_page import failure_page, remedy
+from pipeline.orchestration import markdown
+from pipeline.orchestration.failure_page import failure_page, remedy
+from pipeline.orchestration.stage_pages import live_page, page, plan_page
 from pipeline.plan import STAGES, plan
 from pipeline.recipe import Recipe, Request
 from pipeline.runner import Report
-from pipeline.stage_pages import live_page, page, plan_page
 from stages import errors
 from stages.errors import ArtifactDamaged, ConfigError, PipelineError
 from stages.storage.artifact import Artifact, Outcome
