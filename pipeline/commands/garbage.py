@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from pipeline import environment
-from pipeline.commands.upkeep import sweeping
 from pipeline.tracking.outbox import DATABASE, StoreRefused, StoreUnreachable
+from pipeline.upkeep import sweeping
 from pipeline.upkeep.sweeping import Finding, Wanted
 from pipeline.wording import size, table
 from stages.errors import ConfigError, PipelineError
@@ -62,7 +62,7 @@ def aliased(root: Path) -> dict[str, str]:
     if not os.environ.get("MLFLOW_TRACKING_URI") and not (root / DATABASE).is_file():
         return {}  # nothing was ever recorded here
     environment.prepare()
-    from pipeline import mlflow_store  # with MLflow, which takes seconds
+    from pipeline.tracking import mlflow_store  # with MLflow, which takes seconds
 
     try:
         with mlflow_store.reaching("registry"):

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from packaging.requirements import Requirement
 
-from pipeline.commands.upkeep import machine_checks, server_checks
+from pipeline.upkeep import machine_checks, server_checks
 from pipeline.upkeep.findings import Check, State, fail, ok, warn
 from pipeline.wording import table
 

@@ -82,7 +82,7 @@ def mlflow(root: Path) -> Check:
     where = address(root)
     if not os.environ.get("MLFLOW_TRACKING_URI") and not (root / DATABASE).exists():
         return ok("mlflow", "no store below this root yet; the first run makes it")
-    from pipeline import mlflow_store  # with MLflow, which takes seconds
+    from pipeline.tracking import mlflow_store  # with MLflow, which takes seconds
 
     begun_s = time.monotonic()
     try:

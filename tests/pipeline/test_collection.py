@@ -223,7 +223,7 @@ def test_a_run_that_comes_while_it_is_collected_takes_nothing_half(
 _KILLED = """
 import os, shutil, signal, sys
 from pathlib import Path
-from pipeline.commands.upkeep import sweeping
+from pipeline.upkeep import sweeping
 from stages.storage.workspace import Workspace
 left = int(sys.argv[2])
 remove = shutil.rmtree

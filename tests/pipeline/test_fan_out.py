@@ -201,7 +201,7 @@ def expected(count: int) -> dict[str, bytes]:
 
 
 def test_shards_from_a_flow_are_those_of_a_run_without_one(server: None, smoke_root: Path, tmp_path: Path) -> None:
-    from pipeline import flows  # here, so that worker processes need not import the stages
+    from pipeline.orchestration import flows  # here, so that worker processes need not import the stages
 
     (report,) = flows.run_shard(recipe="lvmae", overlays=OVERLAYS, root=str(tmp_path), tracking=False)
     assert report.outcome.units_done > 1

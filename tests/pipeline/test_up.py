@@ -13,7 +13,7 @@ import pytest
 
 from pipeline.servers import up
 from pipeline.servers.children import MARK
-from pipeline.tracking.tracker import mlflow_store
+from pipeline.tracking import mlflow_store
 from stages.errors import ConfigError
 from stages.storage.workspace import Workspace
 from tests.servers import alive, clean_environment, eventually, spawn
