@@ -19,7 +19,7 @@ from pipeline.orchestration.posting import Posting
 from pipeline.orchestration.stage_pages import live_page, page, plan_page
 from pipeline.pace import Pace
 from pipeline.plan import Action, Step, plan
-from pipeline.recipe import Recipe, Request
+from pipeline.recipe import Recipe
 from pipeline.runner import Report
 from stages.errors import PipelineError
 from stages.storage.artifact import Artifact
@@ -46,15 +46,15 @@ class Publisher:
 
     Args:
         workspace: the run's.
-        request: what was asked for, for the commands on a failure's page.
+        commands: what may be typed on the worker after a failure, by what it does.
         run_url: gives the address of the MLflow run of the current stage, if there is one; asked when a page is made.
     """
 
     def __init__(
-        self, workspace: Workspace, *, request: Request | None = None, run_url: Callable[[], str | None] | None = None
+        self, workspace: Workspace, *, commands: Mapping[str, str], run_url: Callable[[], str | None] | None = None
     ) -> None:
         self._workspace = workspace
-        self._request = request
+        self._commands = commands
         self._run_url = run_url
         self._posting = Posting()
         self._open = contextlib.ExitStack()
@@ -123,7 +123,7 @@ class Publisher:
             text = failure_page(
                 stage,
                 error,
-                request=self._request,
+                commands=self._commands,
                 recipe=self._recipe,
                 workspace=self._workspace,
                 links=self._tracked(),

@@ -48,7 +48,7 @@ from pipeline.orchestration.parameters import (
     Tracking,
     asked,
 )
-from pipeline.orchestration.resumption import failure_message
+from pipeline.orchestration.resumption import commands, failure_message
 from pipeline.plan import order, pinned_snapshot, selected
 from pipeline.promotion import Promoter
 from pipeline.recipe import Recipe, Request
@@ -163,7 +163,8 @@ def _run(request: Request, ran: _Ran, *, plan_only: bool, tracking: bool) -> lis
         _show_plan(request, recipe, workspace, ran.stages)
         return []
     tracker = _tracker(request, recipe, workspace) if tracking else None
-    publisher = Publisher(workspace, request=request, run_url=tracker.run_url if tracker else None)
+    resume = commands(ran.stages, request, str(workspace.root))
+    publisher = Publisher(workspace, commands=resume, run_url=tracker.run_url if tracker else None)
     promoter = Promoter(workspace, recipe, _show_champion)
     observers: list[Observer] = [Terminal(sys.stderr), publisher]
     if tracker:
