@@ -25,6 +25,8 @@ from stages.storage.artifact import Artifact
 from stages.storage.clips import Dataset
 from stages.storage.workspace import Workspace
 
+HEAD = ("stage", "", "units", "reused", "disk", "time", "why")
+
 
 @dataclasses.dataclass(frozen=True)
 class Forecast:
@@ -281,15 +283,20 @@ def show_plan(
 
 def forecast_lines(stages: Sequence[Forecast]) -> list[str]:
     """A forecast as lines of a table, and below it where the times come from."""
-    rows = [("stage", "", "units", "reused", "disk", "time", "why"), *map(_row, stages)]
+    return [*table([HEAD, *map(row, stages)]), *notes(stages)]
+
+
+def notes(stages: Sequence[Forecast]) -> list[str]:
+    """Where the times of a forecast come from, and which are not known."""
     measured = [f"{one.stage}: {one.basis}" for one in stages if one.basis]
     unknown = [one.stage for one in stages if one.minutes is None]
     if unknown:
         measured.append(f"{', '.join(unknown)}: time unknown, for no run with these settings was recorded below this root")
-    return [*table(rows), *measured]
+    return measured
 
 
-def _row(one: Forecast) -> tuple[str, ...]:
+def row(one: Forecast) -> tuple[str, ...]:
+    """A forecast as the cells under ``HEAD``."""
     at_most = "<= " if one.is_bound else ""
     return (
         one.stage,

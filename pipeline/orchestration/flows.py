@@ -49,6 +49,7 @@ from pipeline.orchestration.parameters import (
     asked,
 )
 from pipeline.orchestration.resumption import commands, failure_message
+from pipeline.orchestration.stage_pages import forecast_page
 from pipeline.plan import order, pinned_snapshot, selected
 from pipeline.promotion import Promoter
 from pipeline.recipe import Recipe, Request
@@ -210,10 +211,12 @@ def _wait(busy: ArtifactBusy) -> None:
 def _show_plan(request: Request, recipe: Recipe, workspace: Workspace, stages: Sequence[str]) -> None:
     """Leave the plan as the run's artifact, and in its log."""
     pinned = pinned_snapshot(request, recipe, workspace)
-    lines = forecast_lines(forecast(recipe, workspace, stages, pinned=pinned))
-    get_run_logger().info("plan only, nothing is run\n%s", "\n".join(lines))
-    text = "\n".join(["Nothing was run. A run with these parameters would:", "", "```", *lines, "```"])
-    create_markdown_artifact(text, key="lvmae-plan", description="What a run would do with each stage, and why.")
+    found = forecast(recipe, workspace, stages, pinned=pinned)
+    get_run_logger().info("plan only, nothing is run\n%s", "\n".join(forecast_lines(found)))
+    page = forecast_page(found)
+    create_markdown_artifact(page, key="lvmae-plan", description="What a run would do with each stage, and why.")
+        forecast_page(found), key="lvmae-plan", description="What a run would do with each stage, and why."
+    )
 
 
 def _tag(recipe: Recipe) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from pipeline.estimation.estimates import HEAD, Forecast, notes, row
 from pipeline.orchestration import markdown
 from pipeline.plan import Action, Step
 from pipeline.runner import Report
@@ -31,6 +32,13 @@ def plan_page(steps: Sequence[Step]) -> str:
         for step in steps
     ]
     return markdown.table(rows, ("stage", "this run", "fingerprint", "why"))
+
+
+def forecast_page(stages: Sequence[Forecast]) -> str:
+    """What a run would do that only plans: units, bytes and minutes of each stage."""
+    rows = [[markdown.plain(cell) for cell in row(one)] for one in stages]
+    listed = "\n".join(f"* {markdown.plain(note)}" for note in notes(stages))
+    return f"Nothing was run. A run with these parameters would:\n\n{markdown.table(rows, HEAD)}\n\n{listed}"
 
 
 def live_page(progress: str, values: Mapping[str, float], step: int, pictures: Mapping[str, tuple[int, bytes]]) -> str:
