@@ -215,8 +215,6 @@ def _show_plan(request: Request, recipe: Recipe, workspace: Workspace, stages: S
     get_run_logger().info("plan only, nothing is run\n%s", "\n".join(forecast_lines(found)))
     page = forecast_page(found)
     create_markdown_artifact(page, key="lvmae-plan", description="What a run would do with each stage, and why.")
-        forecast_page(found), key="lvmae-plan", description="What a run would do with each stage, and why."
-    )
 
 
 def _tag(recipe: Recipe) -> None:

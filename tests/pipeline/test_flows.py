@@ -65,7 +65,8 @@ def test_a_plan_alone_says_what_would_run_and_runs_nothing(server: None, copied_
     assert listing(copied_root) == before
     name = "lvmae+demo+smoke, shard to evaluate, snapshot 1, plan only"
     text = asyncio.run(artifact_of(name, "lvmae-plan"))
-    told = {line.split()[0]: line.split()[1] for line in text.splitlines() if line.partition(" ")[0] in STAGES}
+    rows = [[cell.strip() for cell in line.split("|")] for line in text.splitlines() if line.startswith("|")]
+    told = {row[1]: row[2] for row in rows if row[1] in STAGES}
     assert told == {"tokenizer": "reuse", "precompute": "reuse", "pretrain": "reuse", "evaluate": "run"}
 
 
