@@ -4,9 +4,9 @@
 
 Sources are copies of one video that differ in their bytes, of two sizes: ``clip`` has the 128 frames of one clip at 320 x 240,
 ``least`` 16 frames at 64 x 64, so that a source is as little work as it can be and what Prefect adds weighs most. Both ways
-read the same sources with the same command, ``lvmae shard``, once with ``--engine prefect`` and a real server with SQLite; every
-round changes which goes first, and all artifacts must come out equal. Counted are wall time, processor time with that of the
-server, the server's memory, and its database. ``--quick`` takes 100 sources.
+read the same sources with the same command, ``lvmae shard``, once with ``--engine prefect`` and a real server with SQLite;
+every round changes which goes first, and all artifacts must come out equal. Counted are wall time, processor time with that
+of the server, the server's memory, and its database. ``--quick`` takes 100 sources.
 """
 
 import argparse

@@ -8,7 +8,6 @@ from pipeline.orchestration import markdown
 from pipeline.plan import Action, Step
 from pipeline.runner import Report
 from pipeline.wording import duration
-from stages.exhibits import curve_exhibit
 from stages.storage.artifact import Artifact
 
 MOST_PICTURE_BYTES = 600_000
@@ -92,6 +91,8 @@ def _numbers(values: Mapping[str, float]) -> str:
 
 def _pictures(stage: str, made: Artifact) -> Iterator[tuple[str, bytes]]:
     """The curves of a training, and every picture that is part of the artifact."""
+    from stages.exhibits import curve_exhibit  # with matplotlib, which most commands need not import
+
     if stage in _TRAINED and "metrics.json" in made.manifest.files and (curve := curve_exhibit(stage, made)):
         yield curve.title, curve.png
     names = [name for name in made.manifest.files if name.endswith(".png")]
