@@ -14,7 +14,7 @@ from pipeline.orchestration import markdown
 from pipeline.orchestration.failure_page import failure_page
 from pipeline.orchestration.resumption import commands, remedy
 from pipeline.orchestration.stage_pages import live_page, page, plan_page
-from pipeline.plan import STAGES, plan
+from pipeline.plan import STAGES, order, plan
 from pipeline.recipe import Recipe, Request
 from pipeline.runner import Report
 from stages import errors
@@ -94,7 +94,7 @@ def test_the_page_of_a_failure_says_why_what_to_do_and_how_to_resume(
     made = everything_made()
     (made["pretrain"].folder / "manifest.json").unlink()
     error = ArtifactDamaged(f"{made['pretrain'].folder}: sha256 differs <b>")
-    again = commands(STAGES[1:], request_, str(workspace.root))
+    again = commands(order()[1:], request_, str(workspace.root))
     text = failure_page("pretrain", error, commands=again, recipe=recipe, workspace=workspace, links={})
     assert f"`ArtifactDamaged`: `{made['pretrain'].folder}: sha256 differs <b>`" in text
     assert "Delete the folder" in text
