@@ -2,10 +2,11 @@
 
     python benchmarks/orchestration.py [--sources 2000] [--per-shard 32] [--rounds 1] [--work DIR] [--quick]
 
-Sources are copies of one short clip that differ in their bytes, so that a source is as little work as it can be and what
-Prefect adds weighs most. Both ways read the same sources with the same command, ``lvmae shard``, once with ``--engine prefect``
-and a real server with SQLite; every round changes which goes first, and all artifacts must come out equal. Counted are wall
-time, processor time with that of the server, the server's memory, and its database. ``--quick`` takes 100 sources.
+Sources are copies of one video that differ in their bytes, of two sizes: ``clip`` has the 128 frames of one clip at 320 x 240,
+``least`` 16 frames at 64 x 64, so that a source is as little work as it can be and what Prefect adds weighs most. Both ways
+read the same sources with the same command, ``lvmae shard``, once with ``--engine prefect`` and a real server with SQLite;
+every round changes which goes first, and all artifacts must come out equal. Counted are wall time, processor time with that
+of the server, the server's memory, and its database. ``--quick`` takes 100 sources.
 """
 
 import argparse
@@ -31,6 +32,8 @@ from tests.faults import processes
 from tests.pipelines import artifact_files
 
 WAYS = ("plain", "prefect")
+SIZES = {"clip": ("320x240", 128, ["--overlay", "demo"]), "least": ("64x64", 16, ["--overlay", "demo", "--overlay", "smoke"])}
+"""Frames of the sources of each size, how many, and the overlays with which they are read."""
 _DRAIN_S = 180.0
 _TICKS = os.sysconf("SC_CLK_TCK")
 
@@ -50,11 +53,21 @@ def main() -> None:
     processes.adopt_orphans()
     folder = Path(tempfile.mkdtemp(prefix="orchestration-", dir=asked.work))
     try:
-        _sources(folder / "sources", asked.sources)
         with servers.prefect_server(folder / "home") as server:
-            result = _measure(asked, folder, server)
+            found = {size: _measure(size, asked, folder, server) for size in SIZES}
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+    _common.say(f"\n{_common.table([row for one in found.values() for row in one['rows']])}\n")
+    result = {
+        "machine": _common.machine(),
+        "setting": {"sources": asked.sources, "sources_per_shard": asked.per_shard, "rounds": asked.rounds},
+        "sizes": found,
+        "ratios": {
+            "overhead": found["clip"]["overhead"],
+            "overhead_least": found["least"]["overhead"],
+            "processor_overhead": found["clip"]["processor_overhead"],
+        },
+    }
     _common.finish("orchestration", result, out=asked.out)
 
 
@@ -69,34 +82,39 @@ def _arguments() -> argparse.Namespace:
     return asked
 
 
-def _sources(folder: Path, amount: int) -> None:
-    """One clip of 16 frames, and copies that differ in a box of free space at the end, which readers skip."""
+def _sources(size: str, folder: Path, amount: int) -> None:
+    """One video, and copies that differ in a box of free space at the end, which readers skip."""
     folder.mkdir()
-    first = folder.parent / "first.mp4"
-    argv = [imageio_ffmpeg.get_ffmpeg_exe(), "-nostdin", "-loglevel", "error", "-f", "lavfi", "-i", "testsrc2=s=64x64:r=25"]
-    subprocess.run([*argv, "-frames:v", "16", "-pix_fmt", "yuv420p", str(first)], check=True)
+    first = folder.parent / f"{size}.mp4"
+    frames, num_frames, _ = SIZES[size]
+    argv = [imageio_ffmpeg.get_ffmpeg_exe(), "-nostdin", "-loglevel", "error", "-f", "lavfi", "-i", f"testsrc2=s={frames}:r=25"]
+    subprocess.run([*argv, "-frames:v", str(num_frames), "-pix_fmt", "yuv420p", str(first)], check=True)
     data = first.read_bytes()
     for number in range(amount):
         (folder / f"{number:05d}.mp4").write_bytes(data + (16).to_bytes(4, "big") + b"free" + number.to_bytes(8, "big"))
 
 
-def _measure(asked: argparse.Namespace, folder: Path, server: servers.PrefectServer) -> dict[str, Any]:
+def _measure(size: str, asked: argparse.Namespace, folder: Path, server: servers.PrefectServer) -> dict[str, Any]:
+    _sources(size, folder / f"{size}-sources", asked.sources)
     time.sleep(3)  # a younger file might still be written, and would be left for later
-    before = _server(server)
+    before, tasks_before = _server(server), _num_tasks(server)
     costs: dict[str, list[Cost]] = {way: [] for way in WAYS}
     files: list[Mapping[str, str]] = []
     peak = before["memory_bytes"]
     for number in range(asked.rounds):
         for way in WAYS if number % 2 == 0 else WAYS[::-1]:
-            costs[way].append(_run(way, number, asked, folder, server))
+            root = folder / f"{size}-{way}-{number}"
+            costs[way].append(_run(way, size, root, asked, server))
             peak = max(peak, _server(server)["memory_bytes"])
-            files.append(artifact_files(folder / f"{way}-{number}"))
+            files.append(artifact_files(root))
             assert files[0] == files[-1], "both ways must make the same bytes"
-            _common.say(f"{way}: {costs[way][-1]}")
-    num_tasks = int(servers.call(server, "POST", "/task_runs/count", {}))
+            shutil.rmtree(root)
+            _common.say(f"{size}, {way}: {costs[way][-1]}")
+    num_tasks = _num_tasks(server) - tasks_before
     after = _server(server)
     rows = [
         {
+            "source": size,
             "way": way,
             "wall s": statistics.median(cost.wall_s for cost in costs[way]),
             "processor s": statistics.median(cost.cpu_s for cost in costs[way]),
@@ -104,12 +122,10 @@ def _measure(asked: argparse.Namespace, folder: Path, server: servers.PrefectSer
         }
         for way in WAYS
     ]
-    _common.say(f"\n{_common.table(rows)}\n")
     plain, prefect = rows
     total = prefect["processor s"] + prefect["server's processor s"]
     return {
-        "machine": _common.machine(),
-        "setting": {"sources": asked.sources, "sources_per_shard": asked.per_shard, "rounds": asked.rounds},
+        "rows": rows,
         "ways": {way: [cost._asdict() for cost in costs[way]] for way in WAYS},
         "task_runs": num_tasks,
         "server": {
@@ -118,28 +134,32 @@ def _measure(asked: argparse.Namespace, folder: Path, server: servers.PrefectSer
             "database_growth_bytes": after["database_bytes"] - before["database_bytes"],
             "database_growth_bytes_per_task_run": round((after["database_bytes"] - before["database_bytes"]) / num_tasks),
         },
-        "ratios": {
-            "overhead": _common.rounded(prefect["wall s"] / plain["wall s"]),
-            "processor_overhead": _common.rounded(total / plain["processor s"]),
-        },
+        "overhead": _common.rounded(prefect["wall s"] / plain["wall s"]),
+        "overhead_s": _common.rounded(prefect["wall s"] - plain["wall s"]),
+        "processor_overhead": _common.rounded(total / plain["processor s"]),
     }
 
 
-def _run(way: str, round_: int, asked: argparse.Namespace, folder: Path, server: servers.PrefectServer) -> Cost:
-    root = folder / f"{way}-{round_}"
-    argv = [sys.executable, "-m", "pipeline", "shard", "lvmae", "--overlay", "demo", "--overlay", "smoke", "--no-tracking"]
-    argv += ["--source", str(folder / "sources"), "--set", f"shard.sources_per_shard={asked.per_shard}", "--root", str(root)]
+def _num_tasks(server: servers.PrefectServer) -> int:
+    return int(servers.call(server, "POST", "/task_runs/count", {}))
+
+
+def _run(way: str, size: str, root: Path, asked: argparse.Namespace, server: servers.PrefectServer) -> Cost:
+    argv = [sys.executable, "-m", "pipeline", "shard", "lvmae", *SIZES[size][2], "--no-tracking", "--root", str(root)]
+    argv += ["--source", str(root.parent / f"{size}-sources"), "--set", f"shard.sources_per_shard={asked.per_shard}"]
     argv += ["--engine", "prefect"] if way == "prefect" else []
     environment = server.environment if way == "prefect" else servers.clean_environment()
+    num_tasks = _num_tasks(server)
     begun, cpu_s, server_cpu_s = time.perf_counter(), _children_s(), _server(server)["cpu_s"]
-    with (folder / f"{root.name}.log").open("wb") as output:
+    log = root.with_suffix(".log")
+    with log.open("wb") as output:
         done = subprocess.run(argv, stdout=output, stderr=subprocess.STDOUT, env=environment, cwd=_common.ROOT, check=False)
     if done.returncode:
-        raise RuntimeError((folder / f"{root.name}.log").read_text()[-3000:])
+        raise RuntimeError(log.read_text()[-3000:])
     wall_s = time.perf_counter() - begun
     _reap_orphans(server)
     if way == "prefect":
-        _drained(server, (round_ + 1) * (-(-asked.sources // asked.per_shard) + 1))
+        _drained(server, num_tasks + -(-asked.sources // asked.per_shard) + 1)
     return Cost(round(wall_s, 2), round(_children_s() - cpu_s, 2), round(_server(server)["cpu_s"] - server_cpu_s, 2))
 
 
@@ -171,7 +191,7 @@ def _server(server: servers.PrefectServer) -> dict[str, Any]:
 def _drained(server: servers.PrefectServer, wanted: int) -> None:
     """Wait until the server knows all task runs, for it takes them in a little late; what it does then counts as its work."""
     deadline = time.monotonic() + _DRAIN_S
-    while int(servers.call(server, "POST", "/task_runs/count", {})) < wanted:
+    while _num_tasks(server) < wanted:
         assert time.monotonic() < deadline, f"the server knows fewer than {wanted} task runs"
         time.sleep(1)
 

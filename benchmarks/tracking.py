@@ -27,11 +27,11 @@ from benchmarks import _common
 from benchmarks._common import rounded
 from pipeline.console import Terminal
 from pipeline.environment import prepare
-from pipeline.outbox import Letters
 from pipeline.recipe import Request
 from pipeline.runner import Observer, Report, Run
-from pipeline.sending import Sender
-from pipeline.tracking import Tracker
+from pipeline.tracking.outbox import Letters
+from pipeline.tracking.sending import Sender
+from pipeline.tracking.tracker import Tracker
 
 WAYS = ("without", "reachable", "refuses", "never answers")
 LOG_EVERY_STEPS = 5

@@ -1,6 +1,6 @@
 """``python -m pipeline`` is the command ``lvmae``."""
 
-from pipeline.command import main
+from pipeline.commands.main import main
 
 if __name__ == "__main__":
     main()

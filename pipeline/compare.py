@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from pipeline.recipe import RECORD
-from pipeline.tracking import flattened
+from pipeline.tracking.tracker import flattened
 from stages.comparison import COLUMNS, Comparison, Evaluation, compare
 from stages.comparison_page import reach, render, verdict
 from stages.errors import ArtifactDamaged, ArtifactMissing, ConfigError

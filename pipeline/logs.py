@@ -63,7 +63,7 @@ def place() -> Place:
     if flow and flow.flow_run:
         known = known._replace(run=flow.flow_run.name, run_id=str(flow.flow_run.id))
     if task:
-        stage, is_unit, unit = task.task_run.name.partition("-unit ")  # as pipeline/fan_out.py names them
+        stage, is_unit, unit = task.task_run.name.partition("-unit ")  # as pipeline/orchestration/fan_out.py names them
         known = known._replace(stage=stage if is_unit else known.stage or task.task.name, unit=unit or known.unit)
         known = known._replace(run_id=known.run_id or str(task.task_run.flow_run_id or ""))
     return known

@@ -26,7 +26,7 @@ from stages.storage.workspace import Workspace
 from stages.summary import percent, points, probability
 
 if TYPE_CHECKING:
-    from pipeline.registry import Version
+    from pipeline.tracking.registry import Version
 
 STAGE, ENCODER = "evaluate", "pretrain"
 FOLDER = "promotions"
@@ -152,7 +152,7 @@ class Promoter:
             ArtifactMissing: its encoder is gone.
         """
         environment.prepare()
-        from pipeline.registry import Registry
+        from pipeline.tracking.registry import Registry
 
         made = artifact.find(self._workspace, ENCODER, new.manifest.inputs[ENCODER].fingerprint)
         if made is None:

@@ -12,7 +12,7 @@ from typing import Any
 from pipeline.continuation import chosen_field
 from pipeline.plan import STAGES, config_of
 from pipeline.recipe import Recipe
-from pipeline.tracking import flattened
+from pipeline.tracking.tracker import flattened
 from stages.storage.artifact import FINGERPRINT_CHARS, SCHEMA_VERSION, Artifact, Manifest, byte_config
 from stages.storage.clips import STAGE as CLIPS
 from stages.storage.publish import canonical_json, sha256_bytes

@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 from typing import NamedTuple
 
-from pipeline.outbox import Letters
+from pipeline.tracking.outbox import Letters
 from pipeline.wording import duration, size
 from stages.prospect import Prospect
 

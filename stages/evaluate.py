@@ -17,7 +17,6 @@ from stages.device import device
 from stages.encoders import OwnEncoder, VideoEncoder
 from stages.evals import MeasureConfig, ProbeConfig
 from stages.examples import examples, varied
-from stages.exhibits import answer, clip_exhibit, curve_exhibit, example_exhibit
 from stages.features import PRETRAINED, Extractor, Look, extract, load, missing_units
 from stages.fine_tuning import Config as FineTuning
 from stages.foreign import ForeignConfig
@@ -308,6 +307,8 @@ def _report(
     footage: Footage,
     workspace: Workspace,
 ) -> Report:
+    from stages.exhibits import answer, curve_exhibit, example_exhibit  # with matplotlib, which most commands need not import
+
     first = findings[0].question
     own = answered[first.label, findings[0].scores[0].probe, PRETRAINED]
     shown = examples(first, own, config.num_examples)
@@ -325,6 +326,8 @@ def _report(
 
 
 def _pictures(config: Config, inputs: Mapping[str, Artifact], asked: Question, footage: Footage) -> list[Shown]:
+    from stages.exhibits import clip_exhibit
+
     painter = Painter.of(inputs, device())
     shown = []
     for number, place in enumerate(varied(asked, asked.tested, config.num_pictures)):

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats  # type: ignore[import-untyped]
+import scipy  # type: ignore[import-untyped]
 
 from stages.evals import Classes, Sample
 from stages.metrics import (
@@ -286,7 +286,7 @@ def bootstrap_interval(groups: Classes, statistic: Callable[[Classes], float]) -
 
 
 def _bootstrap(data: Any, statistic: Callable[..., Any], *, vectorized: bool, num_resamples: int) -> Interval:
-    found = stats.bootstrap(
+    found = scipy.stats.bootstrap(
         data,
         statistic,
         n_resamples=num_resamples,
@@ -308,7 +308,7 @@ def wilson_interval(hits: float, total: int) -> Interval:
 
     Source: E. B. Wilson, Journal of the American Statistical Association 22, 1927.
     """
-    z = float(stats.norm.ppf((1 + CONFIDENCE) / 2))
+    z = float(scipy.stats.norm.ppf((1 + CONFIDENCE) / 2))
     share, ratio = hits / total, z * z / total
     centre = (share + ratio / 2) / (1 + ratio)
     reach = z / (1 + ratio) * math.sqrt(share * (1 - share) / total + ratio / total / 4)
@@ -320,7 +320,7 @@ def student_interval(values: Sequence[float]) -> Interval:
     """The interval of the mean of two or more independent shares, by Student's t, cut to what a share can be."""
     count, mean = len(values), math.fsum(values) / len(values)
     deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (count - 1))
-    reach = float(stats.t.ppf((1 + CONFIDENCE) / 2, count - 1)) * deviation / math.sqrt(count)
+    reach = float(scipy.stats.t.ppf((1 + CONFIDENCE) / 2, count - 1)) * deviation / math.sqrt(count)
     return Interval(max(0.0, mean - reach), min(1.0, mean + reach))
 
 
@@ -346,4 +346,4 @@ def sign_test(wins: int, losses: int) -> float:
     """
     if wins + losses == 0:
         return 1.0
-    return float(stats.binomtest(wins, wins + losses, 0.5).pvalue)
+    return float(scipy.stats.binomtest(wins, wins + losses, 0.5).pvalue)

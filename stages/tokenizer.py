@@ -18,7 +18,7 @@ from models.extension import extension
 from models.grid import Grid
 from models.tokenizers import Tokenizer, TokenizerConfig, adaptive
 from models.tokenizers.adaptive import AdaptiveTokenizer
-from stages import preview, quality
+from stages import quality
 from stages.batches import ClipFrames, Sample, Stream, drawn_clips, held_out_clips, training_clips
 from stages.device import device
 from stages.draws import below, generator
@@ -125,6 +125,8 @@ def run(config: Config, inputs: Mapping[str, Artifact], workspace: Workspace) ->
 
 
 def _make(config: Config, snapshot: Artifact, workspace: Workspace, folder: Path) -> Work:
+    from stages import preview  # with matplotlib, which most commands need not import
+
     module, resumed, total, course = _finished(config, snapshot, workspace, folder)
     measured, found = measure(config, module.eval(), snapshot)
     quality.check_health(measured, config.health)
@@ -232,6 +234,8 @@ def _judge(config: Config, player: Player, snapshot: Artifact) -> dict[str, floa
 
 def _pictures(config: Config, player: Player, snapshot: Artifact) -> dict[str, bytes]:
     """What the tokenizer on its way makes of the first of the windows that quality is measured on."""
+    from stages import preview
+
     module: Any = player.trained
     few = config.model_copy(update={"num_preview_windows": min(preview.WINDOWS_SHOWN, config.num_preview_windows)})
     found = measure(few, module.eval(), snapshot)[1]

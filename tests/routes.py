@@ -1,6 +1,6 @@
 """Every route of a server, asked of its application: a description such as OpenAPI leaves some of them out.
 
-    python -m tests.routes pipeline.gate:prefect_server
+    python -m tests.routes pipeline.servers.gate:prefect_server
 
 prints a line of JSON per route: its kind (``http``, ``websocket``), its methods, and its path with values for its parameters.
 """

@@ -57,8 +57,8 @@ def servers(folder: Path, values: dict[str, str]) -> Iterator[dict[str, Server]]
 def table(servers: dict[str, Server]) -> dict[str, list[dict[str, Any]]]:
     """Every route of both applications."""
     return {
-        "prefect": routes(servers["prefect"], "pipeline.gate:prefect_server"),
-        "mlflow": routes(servers["mlflow"], "pipeline.gate:mlflow_server", _MLFLOW_SGI_NAME="uvicorn"),
+        "prefect": routes(servers["prefect"], "pipeline.servers.gate:prefect_server"),
+        "mlflow": routes(servers["mlflow"], "pipeline.servers.gate:mlflow_server", _MLFLOW_SGI_NAME="uvicorn"),
     }
 
 

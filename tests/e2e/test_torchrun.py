@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from pipeline import launch
-from pipeline.launch import LAUNCH, PROCESSES, Meeting, chosen_launch
+from pipeline.launching import launch
+from pipeline.launching.launch import LAUNCH, PROCESSES, Meeting, chosen_launch
 from pipeline.recipe import Request
 from pipeline.runner import Run
 from stages.errors import PipelineError

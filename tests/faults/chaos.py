@@ -33,9 +33,18 @@ WHOLE = "pipeline"
 """The stage of an episode that makes all six."""
 POOLS = {"shard": "cpu", "tokenizer": "gpu", "precompute": "gpu", "pretrain": "gpu", "evaluate": "cpu", "export": "cpu"}
 PRELOADED = (
-    "prefect.flow_engine", "pipeline.flows", "pipeline.mlflow_store", "pipeline.command", "pipeline.execution", "torch._dynamo",
-    "torchmetrics.functional.image", "pandas", "matplotlib.backends.backend_agg", "sklearn.linear_model", "torch.export",
-)  # fmt: skip
+    "prefect.flow_engine",
+    "pipeline.orchestration.flows",
+    "pipeline.tracking.mlflow_store",
+    "pipeline.commands.main",
+    "pipeline.commands.execution",
+    "torch._dynamo",
+    "torchmetrics.functional.image",
+    "pandas",
+    "matplotlib.backends.backend_agg",
+    "sklearn.linear_model",
+    "torch.export",
+)
 UNFINISHED = re.compile(r"\.(tmp|partial)$|(^|/)checkpoints/")
 RECIPE = {"recipe": "lvmae", "overlays": [name for name in SMOKE[2:] if not name.startswith("--")]}
 _RESUMES_BESIDE = 4

@@ -11,7 +11,7 @@ import safetensors.torch
 import torch
 import typer
 
-from pipeline.options import reporting
+from pipeline.commands.options import reporting
 from stages.errors import NoRoom
 from stages.preflight import check_room, is_full, saying_when_full
 from stages.storage.workspace import Workspace

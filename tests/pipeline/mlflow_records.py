@@ -9,7 +9,7 @@ import pytest
 from filelock import FileLock
 
 from pipeline import environment
-from pipeline.outbox import DATABASE
+from pipeline.tracking.outbox import DATABASE
 
 
 @pytest.fixture(scope="session")

@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from pipeline.delivery import Delivery
-from pipeline.outbox import Outbox
+from pipeline.tracking.delivery import Delivery
+from pipeline.tracking.outbox import Outbox
 
 
 def write_for_ever(root: Path) -> None:
@@ -24,7 +24,7 @@ def write_for_ever(root: Path) -> None:
 
 def send_and_be_killed(root: Path, number: int) -> None:
     """Send all, and be killed after the store took the batch with this number, before that is noted."""
-    from pipeline.sending import Sender
+    from pipeline.tracking.sending import Sender
 
     applied = Delivery._apply
     count = 0

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.estimates import Forecast, forecast
+from pipeline.estimation.estimates import Forecast, forecast
 from pipeline.plan import Action, pinned_snapshot, selected
 from pipeline.recipe import Recipe, Request
 from pipeline.runner import Report, Run

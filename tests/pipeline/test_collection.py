@@ -15,12 +15,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.collection import Key, Node, Policy, in_order, kept
 from pipeline.inventory import State, entries
 from pipeline.recipe import Recipe, Request
-from pipeline.registry import CHAMPION, Registry
 from pipeline.runner import Run
-from pipeline.sweeping import TRASH, Wanted, collect, survey
+from pipeline.tracking.registry import CHAMPION, Registry
+from pipeline.upkeep.collection import Key, Node, Policy, in_order, kept
+from pipeline.upkeep.sweeping import TRASH, Wanted, collect, survey
 from stages import shard
 from stages.errors import ArtifactMissing
 from stages.storage import artifact
@@ -223,7 +223,7 @@ def test_a_run_that_comes_while_it_is_collected_takes_nothing_half(
 _KILLED = """
 import os, shutil, signal, sys
 from pathlib import Path
-from pipeline import sweeping
+from pipeline.upkeep import sweeping
 from stages.storage.workspace import Workspace
 left = int(sys.argv[2])
 remove = shutil.rmtree

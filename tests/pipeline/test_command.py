@@ -9,8 +9,8 @@ import pytest
 import typer
 from typer.testing import CliRunner, Result
 
-from pipeline.command import build
-from pipeline.options import reporting
+from pipeline.commands.main import build
+from pipeline.commands.options import reporting
 from stages.errors import ConfigError
 from stages.storage.artifact import Artifact
 from stages.storage.workspace import Workspace
@@ -33,7 +33,7 @@ def test_every_command_explains_itself_with_an_example(command: str) -> None:
 
 def test_help_needs_neither_torch_nor_prefect_nor_mlflow() -> None:
     script = (
-        "import sys; from pipeline.command import build; build();"
+        "import sys; from pipeline.commands.main import build; build();"
         "sys.exit(bool({'torch', 'prefect', 'mlflow'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0

@@ -3,8 +3,8 @@
 import io
 import json
 
+from pipeline.commands.execution import closing
 from pipeline.console import Terminal, line
-from pipeline.execution import closing
 from pipeline.recipe import Recipe
 from pipeline.runner import Report
 from pipeline.wording import duration, size

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from pipeline.deploying import AUTOMATIONS, DEPLOYMENTS
+from pipeline.orchestration.deploying import AUTOMATIONS, DEPLOYMENTS
 from tests.servers import PrefectServer, call, deploy, deployment, eventually, flow_runs, prefect_server, start_run
 
 NAMES = [one["name"] for one in yaml.safe_load(DEPLOYMENTS.read_text())["deployments"]]

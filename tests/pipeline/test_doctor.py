@@ -15,8 +15,8 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from pipeline import doctor, machine_checks, server_checks
-from pipeline.findings import Check, State
+from pipeline.upkeep import doctor, machine_checks, server_checks
+from pipeline.upkeep.findings import Check, State
 from tests.pipeline.test_command import invoke
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")  # Prefect's own

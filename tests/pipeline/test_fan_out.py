@@ -17,8 +17,8 @@ from prefect.settings import PREFECT_LOCAL_STORAGE_PATH, temporary_settings
 from prefect.states import Failed
 from prefect.task_runners import ProcessPoolTaskRunner, TaskRunner, ThreadPoolTaskRunner
 
-from pipeline import fan_out
-from pipeline.fan_out import DASK_ADDRESS, RUNNER, OverTasks, as_task, chosen_runners
+from pipeline.orchestration import fan_out
+from pipeline.orchestration.fan_out import DASK_ADDRESS, RUNNER, OverTasks, as_task, chosen_runners
 from stages.errors import ArtifactDamaged, ConfigError
 from stages.fan_out import AHEAD, over_processes
 from tests.pipeline.errands import Errand, errands, refuse, write, write_slowly, write_with_one_fault, write_with_one_kill
@@ -135,7 +135,7 @@ def test_a_dask_worker_is_killed_and_what_it_had_done_may_be_done_again(
 def test_shards_and_targets_from_a_cluster_are_those_of_a_run_without_prefect(
     server: None, name: str, smoke_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
-    from pipeline import flows
+    from pipeline.orchestration import flows
 
     monkeypatch.setenv(RUNNER, name)
     variable, address = request.getfixturevalue(f"{name}_address")
@@ -201,7 +201,7 @@ def expected(count: int) -> dict[str, bytes]:
 
 
 def test_shards_from_a_flow_are_those_of_a_run_without_one(server: None, smoke_root: Path, tmp_path: Path) -> None:
-    from pipeline import flows  # here, so that worker processes need not import the stages
+    from pipeline.orchestration import flows  # here, so that worker processes need not import the stages
 
     (report,) = flows.run_shard(recipe="lvmae", overlays=OVERLAYS, root=str(tmp_path), tracking=False)
     assert report.outcome.units_done > 1

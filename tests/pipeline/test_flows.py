@@ -14,8 +14,8 @@ from prefect.exceptions import ParameterTypeError
 from prefect.flows import Flow, load_flow_from_entrypoint
 from prefect.utilities.callables import parameter_schema
 
-from pipeline import deploying, flow_names, flows
-from pipeline.flow_records import page
+from pipeline.orchestration import deploying, flow_names, flows
+from pipeline.orchestration.flow_records import page
 from pipeline.plan import STAGES
 from pipeline.recipe import Recipe
 from pipeline.recipe_files import overlay_names, recipe_names
@@ -65,7 +65,8 @@ def test_a_plan_alone_says_what_would_run_and_runs_nothing(server: None, copied_
     assert listing(copied_root) == before
     name = "lvmae+demo+smoke, shard to evaluate, snapshot 1, plan only"
     text = asyncio.run(artifact_of(name, "lvmae-plan"))
-    told = {line.split()[0]: line.split()[1] for line in text.splitlines() if line.partition(" ")[0] in STAGES}
+    rows = [[cell.strip() for cell in line.split("|")] for line in text.splitlines() if line.startswith("|")]
+    told = {row[1]: row[2] for row in rows if row[1] in STAGES}
     assert told == {"tokenizer": "reuse", "precompute": "reuse", "pretrain": "reuse", "evaluate": "run"}
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.landing import Decision, Landing, Standing, decide, event
+from pipeline.orchestration.landing import Decision, Landing, Standing, decide, event
 from pipeline.recipe import Request
 from stages.arrivals import Arrival, Arrivals, Waiting
 

@@ -12,8 +12,8 @@ from prefect.client.schemas.filters import FlowFilter, FlowFilterName
 from prefect.client.schemas.objects import FlowRun
 from prefect.states import Failed
 
-from pipeline import launch, nodes
-from pipeline.launch import LAUNCH, NODES, PROCESSES, STAGE, Meeting, chosen_launch
+from pipeline.launching import launch, nodes
+from pipeline.launching.launch import LAUNCH, NODES, PROCESSES, STAGE, Meeting, chosen_launch
 from pipeline.recipe import Request
 from stages.errors import ConfigError
 

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.outbox import Event, Letters, Outbox, Progress, number_of, png_of
+from pipeline.tracking.outbox import Event, Letters, Outbox, Progress, number_of, png_of
 from tests.pipeline.outbox_work import open_run
 
 WORK = [sys.executable, "-m", "tests.pipeline.outbox_work"]
@@ -52,7 +52,7 @@ def test_what_was_written_is_read_in_order_with_all_that_it_says(tmp_path: Path)
 
 @given(st.floats(allow_nan=True, allow_infinity=True))
 def test_every_number_is_the_same_after_the_outbox(value: float) -> None:
-    from pipeline.tracking import _measured
+    from pipeline.tracking.tracker import _measured
 
     read = json.loads(json.dumps(_measured(1, {"loss": value}), allow_nan=False))
     assert repr(number_of(read["values"]["loss"])) == repr(value)
@@ -82,7 +82,7 @@ def test_what_follows_a_line_that_a_full_disk_tore_is_read(tmp_path: Path, monke
     outbox, write = Outbox(tmp_path), os.write
     measured(outbox, 1)
     with monkeypatch.context() as patched:
-        patched.setattr("pipeline.outbox.os.write", lambda descriptor, line: write(descriptor, line[:30]))
+        patched.setattr("pipeline.tracking.outbox.os.write", lambda descriptor, line: write(descriptor, line[:30]))
         measured(outbox, 2)
     measured(outbox, 3, 4)
     assert [event.body["step"] for event in events(only(tmp_path))] == [1, 3, 4]

@@ -8,8 +8,8 @@ import pytest
 
 from models import cost
 from models.cost import Policy, Workload
-from pipeline import rates
-from pipeline.estimates import forecast
+from pipeline.estimation import rates
+from pipeline.estimation.estimates import forecast
 from pipeline.recipe import Recipe, Request
 from pipeline.recipe_files import recipe_names
 from stages import estimate

@@ -5,8 +5,8 @@ import uuid
 
 import pytest
 
-from pipeline import posting
-from pipeline.posting import Posting
+from pipeline.orchestration import posting
+from pipeline.orchestration.posting import Posting
 from tests.servers import free_port
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")  # Prefect's own
@@ -33,6 +33,6 @@ def test_a_server_that_is_away_costs_the_caller_nothing_and_is_named_once(
         sender.close()
     assert sender._thread is not None
     assert not sender._thread.is_alive()
-    said = [record.message for record in caplog.records if record.name == "pipeline.posting"]
+    said = [record.message for record in caplog.records if record.name == "pipeline.orchestration.posting"]
     assert len(said) == 2, "that it is away, and in the end what is not shown"
     assert "lvmae-shard, lvmae-shard-progress" in said[-1]

@@ -9,8 +9,8 @@ import pytest
 from models.config import Config
 from pipeline.promotion import FOLDER, Promoter, decide
 from pipeline.recipe import Recipe
-from pipeline.registry import Registry, Version
 from pipeline.runner import Report
+from pipeline.tracking.registry import Registry, Version
 from stages.storage import artifact
 from stages.storage.artifact import Artifact, Outcome
 from stages.storage.publish import publish_bytes

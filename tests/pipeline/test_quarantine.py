@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from pipeline.cases import REMEDIES
-from pipeline.command import build
+from pipeline.commands.cases import REMEDIES
+from pipeline.commands.main import build
 from stages.errors import Reason
 from stages.storage.clips import Dataset
 from stages.storage.workspace import Workspace

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from pipeline import environment
-from pipeline.outbox import Outbox
-from pipeline.sending import Sender
+from pipeline.tracking.outbox import Outbox
+from pipeline.tracking.sending import Sender
 from stages.storage.artifact import Artifact, Manifest
 from tests.pipeline.mlflow_records import all_runs, client, empty_database, root
 from tests.pipeline.outbox_work import open_run
@@ -27,7 +27,7 @@ def encoder(root: Path, letter: str, stage: str = "pretrain") -> Artifact:
 
 
 def holds_each_encoder_once_and_one_champion(root: Path) -> None:
-    from pipeline.registry import Registry
+    from pipeline.tracking.registry import Registry
 
     registry = Registry(root)
     assert registry.champion("lvmae") is None
@@ -53,7 +53,7 @@ def test_an_encoder_is_registered_once_and_one_is_the_champion(root: Path) -> No
 
 
 def test_a_version_names_the_run_that_made_it(root: Path) -> None:
-    from pipeline.registry import Registry
+    from pipeline.tracking.registry import Registry
 
     outbox = Outbox(root)
     own = open_run(outbox, "pretrain")
@@ -71,7 +71,7 @@ def test_a_server_takes_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_store_that_is_away_is_refused_with_what_to_do(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pipeline.registry import Registry, RegistryUnreachable
+    from pipeline.tracking.registry import Registry, RegistryUnreachable
 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")

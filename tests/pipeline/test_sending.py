@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from pipeline.outbox import DATABASE, Letters, Outbox, StoreUnreachable
-from pipeline.sending import Sender
+from pipeline.tracking.outbox import DATABASE, Letters, Outbox, StoreUnreachable
+from pipeline.tracking.sending import Sender
 from tests.pipeline.mlflow_records import all_runs, client, contents, empty_database, root
 from tests.pipeline.outbox_work import open_run
 
@@ -88,7 +88,7 @@ def test_cut_off_before_and_after_every_call_it_comes_to_the_same(
     undisturbed: Undisturbed, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A process is cut off at its 1st, 2nd, 3rd ... step, each time by another one, until one reaches the end."""
-    from pipeline.mlflow_store import MlflowStore
+    from pipeline.tracking.mlflow_store import MlflowStore
 
     shutil.copytree(undisturbed.outbox, root / "outbox")
     cut_at = 0

@@ -15,9 +15,9 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.objects import State
 from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
-from pipeline.landing import EVENT, Landing
-from pipeline.sensor import run_sensor, standing
-from pipeline.watch import Watcher, moments
+from pipeline.orchestration.landing import EVENT, Landing
+from pipeline.orchestration.sensor import run_sensor, standing
+from pipeline.orchestration.watch import Watcher, moments
 from stages.errors import ConfigError
 from stages.storage.workspace import Workspace
 from tests.servers import free_port
@@ -159,14 +159,14 @@ def test_a_burst_of_files_is_one_moment_and_a_quiet_folder_is_looked_at_now_and_
 
 
 def test_without_a_server_the_command_says_what_is_missing(incoming: Path) -> None:
-    from pipeline.watch import watch
+    from pipeline.orchestration.watch import watch
 
     with temporary_settings({PREFECT_API_URL: None}), pytest.raises(ConfigError, match="PREFECT_API_URL names no server"):
         watch(Landing("lvmae", source=str(incoming)), root=str(incoming), quiet_s=1, most_s=1, poll_s=1, lines=io.StringIO())
 
 
 def test_the_parameters_of_the_sensor_are_those_of_the_pipeline() -> None:
-    from pipeline.flows import run_recipe
+    from pipeline.orchestration.flows import run_recipe
 
     own, theirs = (set(flow.parameters.properties) for flow in (run_sensor, run_recipe))
     assert own <= theirs

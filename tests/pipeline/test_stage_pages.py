@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline import markdown
-from pipeline.failure_page import failure_page, remedy
-from pipeline.plan import STAGES, plan
+from pipeline.orchestration import markdown
+from pipeline.orchestration.failure_page import failure_page
+from pipeline.orchestration.resumption import commands, remedy
+from pipeline.orchestration.stage_pages import live_page, page, plan_page
+from pipeline.plan import STAGES, order, plan
 from pipeline.recipe import Recipe, Request
 from pipeline.runner import Report
-from pipeline.stage_pages import live_page, page, plan_page
 from stages import errors
 from stages.errors import ArtifactDamaged, ConfigError, PipelineError
 from stages.storage.artifact import Artifact, Outcome
@@ -93,12 +94,13 @@ def test_the_page_of_a_failure_says_why_what_to_do_and_how_to_resume(
     made = everything_made()
     (made["pretrain"].folder / "manifest.json").unlink()
     error = ArtifactDamaged(f"{made['pretrain'].folder}: sha256 differs <b>")
-    text = failure_page("pretrain", error, request=request_, recipe=recipe, workspace=workspace, links={})
+    again = commands(order()[1:], request_, str(workspace.root))
+    text = failure_page("pretrain", error, commands=again, recipe=recipe, workspace=workspace, links={})
     assert f"`ArtifactDamaged`: `{made['pretrain'].folder}: sha256 differs <b>`" in text
     assert "Delete the folder" in text
     assert "press **Retry**" in text
-    assert f"`lvmae pretrain lvmae --overlay demo --root {workspace.root}`" in text
-    assert f"`lvmae run lvmae --overlay demo --from pretrain --root {workspace.root}`" in text
+    assert f"`lvmae run lvmae --overlay demo --from tokenizer --root {workspace.root}`" in text
+    assert f"`lvmae status lvmae --overlay demo --root {workspace.root}`" in text
     assert "| tokenizer | skipped |" in text
     assert "| pretrain | **runs** |" in text
 
@@ -106,7 +108,7 @@ def test_the_page_of_a_failure_says_why_what_to_do_and_how_to_resume(
 def test_the_page_of_a_failure_is_made_also_where_the_plan_cannot_be(recipe: Recipe, workspace: Workspace) -> None:
     made = commit_clips(recipe, workspace)
     made.manifest_path.write_text("{}")
-    text = failure_page("shard", ConfigError("x"), request=None, recipe=recipe, workspace=workspace, links={})
+    text = failure_page("shard", ConfigError("x"), commands={}, recipe=recipe, workspace=workspace, links={})
     assert "cannot be said before that is mended" in text
 
 
@@ -114,7 +116,7 @@ def test_a_fault_of_the_program_shows_where(recipe: Recipe, workspace: Workspace
     try:
         raise ZeroDivisionError("division by zero")
     except ZeroDivisionError as error:
-        text = failure_page("shard", error, request=None, recipe=recipe, workspace=workspace, links={})
+        text = failure_page("shard", error, commands={}, recipe=recipe, workspace=workspace, links={})
     assert Path(__file__).name in text
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from pipeline.inventory import entries
-from pipeline.outbox import Outbox
 from pipeline.plan import STAGES
 from pipeline.recipe import Recipe
+from pipeline.tracking.outbox import Outbox
 from stages.storage.artifact import Artifact
 from stages.storage.locks import Readers
 from stages.storage.workspace import Workspace

@@ -11,12 +11,12 @@ import pytest
 
 from pipeline import environment
 from pipeline.console import Terminal
-from pipeline.outbox import DATABASE, Letters
 from pipeline.plan import Action, Step, plan
 from pipeline.recipe import Recipe, Request
 from pipeline.runner import Report, Run
-from pipeline.sending import Sender
-from pipeline.tracking import Tracker, flattened
+from pipeline.tracking.outbox import DATABASE, Letters
+from pipeline.tracking.sending import Sender
+from pipeline.tracking.tracker import Tracker, flattened
 from stages.errors import ConfigError
 from stages.storage.artifact import Artifact, Outcome
 from stages.storage.workspace import Workspace
@@ -220,7 +220,7 @@ def test_a_server_that_is_away_for_a_whole_pretraining_costs_no_measurement(
     (letters,) = Letters.below(workspace.root)
     assert str(letters.path) in caplog.text
     assert "lvmae track sync" in caplog.text
-    assert len([record for record in caplog.records if record.name == "pipeline.tracking"]) <= 2
+    assert len([record for record in caplog.records if record.name == "pipeline.tracking.tracker"]) <= 2
     found = sent(workspace)
     assert {run.info.status for run in found.values()} == {"FINISHED"}
     assert Letters.below(workspace.root) == []

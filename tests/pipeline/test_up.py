@@ -11,8 +11,9 @@ from typing import NamedTuple
 import httpx
 import pytest
 
-from pipeline import mlflow_store, up
-from pipeline.children import MARK
+from pipeline.servers import up
+from pipeline.servers.children import MARK
+from pipeline.tracking import mlflow_store
 from stages.errors import ConfigError
 from stages.storage.workspace import Workspace
 from tests.servers import alive, clean_environment, eventually, spawn
@@ -136,7 +137,7 @@ def test_a_second_one_on_the_same_root_or_port_says_why_it_cannot(started: Start
 
 def test_what_dies_is_named_and_comes_back_and_one_signal_ends_all(started: Started) -> None:
     before = family(started.process)
-    kinds = ("server start", "--pool cpu", "--pool gpu", "mlflow server", "pipeline.files", "pipeline watch")
+    kinds = ("server start", "--pool cpu", "--pool gpu", "mlflow server", "pipeline.servers.files", "pipeline watch")
     assert all(any(kind in line for line in before.values()) for kind in kinds), before
     (worker,) = [pid for pid, line in before.items() if "--pool cpu" in line]
     os.kill(worker, signal.SIGKILL)

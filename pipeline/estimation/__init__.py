@@ -1,0 +1,1 @@
+"""What a run would take: units, bytes and minutes."""
