@@ -1,14 +1,12 @@
 """A comparison as one HTML page that needs nothing else: no scripts, nothing loaded from anywhere."""
 
-import importlib.resources
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import jinja2
-
+from stages import pages
 from stages.comparison import Comparison, Pair
 from stages.scoring import Interval
-from stages.summary import percent, points, probability, span
+from stages.summary import probability
 
 TEMPLATE = "comparison.html.jinja"
 _LEFT_PX, _WIDTH_PX, _ROW_PX = 330, 430, 30
@@ -38,11 +36,8 @@ class Chart(NamedTuple):
 
 def render(comparison: Comparison) -> bytes:
     """The page, in UTF-8. Every text in it is escaped: file names and labels come from whoever made the videos."""
-    template = importlib.resources.files("stages").joinpath(TEMPLATE).read_text(encoding="utf-8")
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"percent": percent, "span": span, "points": points, "probability": probability, "reach": reach}
-    page = environment.from_string(template)
-    return page.render(comparison=comparison, chart=chart(comparison.pairs), verdict=verdict).encode()
+    drawn = chart(comparison.pairs)
+    return pages.render(TEMPLATE, {"reach": reach}, comparison=comparison, chart=drawn, verdict=verdict)
 
 
 def reach(interval: Interval) -> str:

@@ -39,7 +39,7 @@ from stages.storage.workspace import Workspace
 from stages.tuned_readings import UNTRAINED, pretrained_runs, read_fine_tuned, untrained_run
 
 INPUTS = ("shard", "pretrain", "precompute", "tokenizer")
-VERSION = 3
+VERSION = 4
 
 
 class Config(BaseConfig):

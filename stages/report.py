@@ -2,16 +2,15 @@
 
 import base64
 import dataclasses
-import importlib.resources
 import json
 from collections.abc import Mapping, Sequence
 
-import jinja2
 from markupsafe import Markup
 
+from stages import pages
 from stages.protocol import Question
 from stages.scoring import Comparison, Estimate, Measured, Score
-from stages.summary import Fact, Origin, Quarantine, percent, points, probability, span
+from stages.summary import Fact, Origin, Quarantine
 
 TEMPLATE = "report.html.jinja"
 
@@ -103,11 +102,8 @@ class Report:
 
 def render(report: Report) -> bytes:
     """The page, in UTF-8. Every text in it is escaped: file names and labels come from whoever made the videos."""
-    template = importlib.resources.files("stages").joinpath(TEMPLATE).read_text(encoding="utf-8")
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"percent": percent, "span": span, "points": points, "probability": probability}
-    environment.filters |= {"embedded": _embedded, "embedded_film": _embedded_film, "plain_json": _plain_json}
-    return environment.from_string(template).render(report=report).encode()
+    filters = {"embedded": _embedded, "embedded_film": _embedded_film, "plain_json": _plain_json}
+    return pages.render(TEMPLATE, filters, report=report)
 
 
 def _embedded(png: bytes) -> Markup:
