@@ -91,10 +91,11 @@ def _numbers(values: Mapping[str, float]) -> str:
 
 def _pictures(stage: str, made: Artifact) -> Iterator[tuple[str, bytes]]:
     """The curves of a training, and every picture that is part of the artifact."""
-    from stages.exhibits import curve_exhibit  # with matplotlib, which most commands need not import
+    if stage in _TRAINED and "metrics.json" in made.manifest.files:
+        from stages.exhibits import curve_exhibit  # with matplotlib, which other stages need not import
 
-    if stage in _TRAINED and "metrics.json" in made.manifest.files and (curve := curve_exhibit(stage, made)):
-        yield curve.title, curve.png
+        if curve := curve_exhibit(stage, made):
+            yield curve.title, curve.png
     names = [name for name in made.manifest.files if name.endswith(".png")]
     for name in sorted(names, key=_place):
         yield Path(name).stem, made.path(name).read_bytes()
