@@ -332,7 +332,7 @@ def play(site: Site, episode: Episode, kinds: dict[str, Kind]) -> list[dict[str,
         AssertionError: something does not hold.
     """
     records = []
-    attempt = _begun(site, episode)
+    attempts = [attempt := _begun(site, episode)]
     for fault in episode.faults:
         tries, evidence = 0, None
         while evidence is None:
@@ -342,7 +342,7 @@ def play(site: Site, episode: Episode, kinds: dict[str, Kind]) -> list[dict[str,
                 tries += 1
                 attempt.finish(fault.resume)
                 check(site, episode.stage, records=attempt.is_plain)
-                attempt = _begun(site, episode)
+                attempts.append(attempt := _begun(site, episode))
         ended = attempt.state()["state_type"]
         found = {"stage": episode.stage, "cold": episode.is_cold, "evidence": evidence, "missed": tries}
         records.append({**fault._asdict(), "episode": episode.faults[0].number, **found})
@@ -353,7 +353,8 @@ def play(site: Site, episode: Episode, kinds: dict[str, Kind]) -> list[dict[str,
     if not attempt.is_plain:  # for the next episodes, which look at all stages now and then
         _begun(site, episode).finish("new")
     for record in records:
-        record["resumed"], record["surprises"] = dict(attempt.resumes), attempt.surprises
+        record["resumed"] = dict(sum((one.resumes for one in attempts), Counter()))
+        record["surprises"] = [surprise for one in attempts for surprise in one.surprises]
     return records
 
 
