@@ -1,9 +1,10 @@
-# `make demo` sets everything up and runs the whole pipeline; `make test` sets everything up and runs all checks.
+# `make demo` sets everything up and runs the whole pipeline; `make up` does so for the Prefect UI; `make test` sets everything up and runs all checks.
 # Needs Python 3.11 or later, pip, make, and the package registry. Nothing else: no ffmpeg, no GPU, no server.
 
 PYTHON ?= python3
 VENV ?= .venv
 ROOT ?= workspace
+INCOMING ?= incoming
 # torch comes from wherever pip looks. Where that offers CUDA wheels alone, name an index with CPU wheels:
 #   make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
 TORCH_INDEX ?=
@@ -15,11 +16,12 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-com
 # Hundreds of processes import torch in the tests; each would compile it anew where the environment forbids to keep what was compiled.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup setup-dev demo test lint types imports unit test-operation
+.PHONY: help setup setup-dev demo up test lint types imports unit test-operation
 
 help:
 	@echo "make setup   install what the pipeline needs into $(VENV)"
 	@echo "make demo    set up, then run all six stages at small scale into ROOT=$(ROOT)"
+	@echo "make up      set up, then start Prefect, its workers and MLflow on this machine; videos in INCOMING=$(INCOMING) start runs"
 	@echo "make test    set up with the tools of development, then lint, types, import contracts and tests"
 	@echo "make test-operation   the tests with real servers, workers and a browser, which take longer"
 
@@ -28,6 +30,9 @@ setup-dev: $(VENV)/.installed-dev
 
 demo: setup
 	$(BIN)/lvmae run lvmae --overlay demo --root $(ROOT)
+
+up: setup
+	$(BIN)/lvmae up --root $(ROOT) --incoming $(INCOMING)
 
 test: lint types imports unit
 

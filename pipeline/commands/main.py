@@ -243,19 +243,21 @@ def _embed(
     """
     with reporting(verbose):
         from pipeline.commands.embed import show_embeddings
+        from stages.storage.artifact import kept
 
-        whole = show_embeddings(
-            videos,
-            encoder=encoder,
-            out=out,
-            backend=backend,
-            window_frames=window_frames,
-            stride_frames=stride_frames,
-            pooling=pooling,
-            batch_clips=batch_clips,
-            timeout_s=timeout,
-            as_json=as_json,
-        )
+        with kept(encoder):
+            whole = show_embeddings(
+                videos,
+                encoder=encoder,
+                out=out,
+                backend=backend,
+                window_frames=window_frames,
+                stride_frames=stride_frames,
+                pooling=pooling,
+                batch_clips=batch_clips,
+                timeout_s=timeout,
+                as_json=as_json,
+            )
     if not whole:
         raise typer.Exit(1)
 

@@ -183,7 +183,7 @@ def _tell(surroundings: Mapping[str, str], workspace: Workspace, ports: Ports, w
 
 
 def _python(module: str, *arguments: str) -> list[str]:
-    return [sys.executable, "-m", module, *arguments]
+    return [sys.executable, "-m", "pipeline.servers.tied", module, *arguments]
 
 
 @contextlib.contextmanager

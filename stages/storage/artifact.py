@@ -18,6 +18,7 @@ from pydantic import ValidationError
 
 from models.config import Config
 from stages.errors import ArtifactDamaged, ArtifactMissing
+from stages.storage.locks import Readers
 from stages.storage.publish import (
     canonical_json,
     publish_bytes,
@@ -252,6 +253,23 @@ def committed(workspace: Workspace, stage: str) -> Iterator[Artifact]:
         with contextlib.suppress(ArtifactDamaged):
             if not folder.name.startswith(".") and (made := find(workspace, stage, folder.name)):
                 yield made
+
+
+@contextlib.contextmanager
+def kept(folder: Path) -> Iterator[None]:
+    """Within the block no collection takes the artifact in a folder, or the one that a folder within it belongs to.
+
+    Raises:
+        ArtifactMissing: it is being collected.
+    """
+    with contextlib.closing(Readers()) as readers:
+        for manifest in (folder / MANIFEST, folder.parent / MANIFEST):
+            if manifest.is_file():
+                try:
+                    readers.take(manifest)
+                except FileNotFoundError as error:
+                    raise ArtifactMissing(str(error)) from error
+        yield
 
 
 def read_manifest(path: Path) -> Manifest:

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from stages import export
+from stages.storage import artifact
 from stages.storage.artifact import Artifact
+from stages.storage.locks import exclusive, is_held
 from stages.storage.tables import read_table
 from stages.storage.workspace import Workspace
 from tests.pipeline.test_command import invoke
@@ -106,3 +108,14 @@ def test_a_wrong_request_gives_one_message_and_exit_code_2(
     assert result.exit_code == 2
     assert message in result.stderr
     assert "Traceback" not in result.output
+
+
+def test_an_encoder_is_kept_from_being_collected_while_it_embeds(encoder: Artifact, exported: Artifact, video: Path) -> None:
+    for folder in (encoder.folder, exported.folder / "torch_export"):
+        with artifact.kept(folder):
+            assert is_held(encoder.manifest_path) == (folder == encoder.folder)
+            assert is_held(exported.manifest_path) == (folder != encoder.folder)
+        assert not is_held(encoder.manifest_path)
+    with exclusive(encoder.manifest_path):
+        refused = invoke("embed", str(video), "--encoder", str(encoder.folder))
+    assert (refused.exit_code, "is being collected" in refused.stderr) == (1, True)

@@ -1,5 +1,6 @@
 """`lvmae up` for real: all servers answer to this machine alone, what dies comes back, and one signal ends everything."""
 
+import contextlib
 import os
 import re
 import signal
@@ -46,7 +47,13 @@ def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Started]:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text("content")
     (root / "pretrain" / "outside").symlink_to(folder)
-    argv = [*up._python("pipeline", "up"), "--root", str(root), "--port", "0", "--incoming", str(folder / "incoming")]
+    with begun(folder, root, "--incoming", str(folder / "incoming")) as running:
+        yield running
+
+
+@contextlib.contextmanager
+def begun(folder: Path, root: Path, *arguments: str) -> Iterator[Started]:
+    argv = [*up._python("pipeline", "up"), "--root", str(root), "--port", "0", *arguments]
     with alive(spawn(argv, log=folder / "output.txt", environment=clean_environment())) as process:
         running = Started(process, folder / "output.txt", root)
         eventually(lambda: "Ctrl-C" in running.said() or process.poll() is not None, patience_s=600, said=running.said)
@@ -149,3 +156,11 @@ def test_what_dies_is_named_and_comes_back_and_one_signal_ends_all(started: Star
     assert started.process.wait(timeout=120) == 0, started.said()
     assert not [pid for pid in all_of_them if Path(f"/proc/{pid}").exists()], "nothing is left"
     assert "ended" in started.said()
+
+
+def test_what_it_started_ends_also_when_it_is_killed(tmp_path: Path) -> None:
+    with begun(tmp_path, tmp_path / "root") as running:
+        all_of_them = family(running.process)
+        assert len(all_of_them) >= 5
+        running.process.kill()
+        eventually(lambda: not [pid for pid in all_of_them if Path(f"/proc/{pid}").exists()], said=lambda: str(all_of_them))
