@@ -118,4 +118,4 @@ def test_an_encoder_is_kept_from_being_collected_while_it_embeds(encoder: Artifa
         assert not is_held(encoder.manifest_path)
     with exclusive(encoder.manifest_path):
         refused = invoke("embed", str(video), "--encoder", str(encoder.folder))
-    assert (refused.exit_code, "is being collected" in refused.stderr) == (1, True)
+    assert (refused.exit_code, "is being collected" in refused.stderr) == (2, True)
