@@ -237,6 +237,8 @@ class Attempt:
         self.environment: dict[str, str] = {}
         self.resumes: Counter[str] = Counter()
         self.surprises: list[str] = []
+        self.killed: Counter[str] = Counter()
+        """By source how often its decoder was killed."""
         self.run = ""
         self.seen_pid = 0
         self.began = time.monotonic()

@@ -18,6 +18,7 @@ from tests.faults.processes import strike
 _LOADING = ("tokenizer", "precompute", "pretrain")
 """The stages that can have loader workers."""
 _SEEN_S = 45.0
+_MOST_KILLS = 2
 BALLAST = ".ballast"
 
 
@@ -52,8 +53,17 @@ def terminate_flow(attempt: Attempt, fault: Fault) -> str | None:
 
 
 def kill_child(attempt: Attempt, fault: Fault) -> str | None:
-    """SIGKILL of the ffmpeg that cuts a source: nothing is resumed, the source is read again."""
-    return _strike_below(attempt, fault, lambda pid: processes.named(pid, "ffmpeg"))
+    """SIGKILL of the ffmpeg that cuts a source: nothing is resumed, the source is read again.
+
+    One whose decoder was killed twice is spared: at the third time it is meant to go to quarantine.
+    """
+
+    def found(pid: int) -> list[int]:
+        return [
+            child for child in processes.named(pid, "ffmpeg") if attempt.killed[processes.argument(child, "-i")] < _MOST_KILLS
+        ]
+
+    return _strike_below(attempt, fault, found)
 
 
 def kill_loader(attempt: Attempt, fault: Fault) -> str | None:
@@ -206,8 +216,9 @@ def _strike_below(attempt: Attempt, fault: Fault, found: Callable[[int], list[in
     pid = attempt.moment(fault)
     while pid is not None and processes.is_alive(pid):
         for child in found(pid):
-            said = processes.described(child)
+            said, source = processes.described(child), processes.argument(child, "-i")
             if strike(child):
+                attempt.killed[source] += 1
                 return f"process {child} ({said.split(' ')[0].rpartition('/')[2]}) was alive and is gone"
         time.sleep(0.005)
     return None

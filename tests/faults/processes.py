@@ -73,6 +73,14 @@ def described(pid: int) -> str:
     return ""
 
 
+def argument(pid: int, option: str) -> str:
+    """What a process was given after an option; empty where it has none."""
+    with contextlib.suppress(OSError, ValueError):
+        parts = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
+        return parts[parts.index(option) + 1]
+    return ""
+
+
 def engine_of(run: str) -> int | None:
     """The living process that executes a flow run, and not one of those that Prefect starts for it before and after."""
     found = []
