@@ -1,6 +1,6 @@
 """Pages for a person, as HTML that needs nothing else: templates over one frame, ``page.html.jinja``, every text escaped."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jinja2
@@ -17,7 +17,7 @@ _ENVIRONMENT = jinja2.Environment(
 _ENVIRONMENT.filters |= {"percent": percent, "span": span, "points": points, "probability": probability}
 
 
-def render(template: str, filters: Mapping[str, Callable[..., Any]], **values: Any) -> bytes:
+def render(template: str, filters: dict[str, Callable[..., Any]], **values: Any) -> bytes:
     """A page in UTF-8. File names and labels come from whoever made the videos.
 
     Args:

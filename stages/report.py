@@ -3,7 +3,8 @@
 import base64
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from markupsafe import Markup
 
@@ -102,7 +103,7 @@ class Report:
 
 def render(report: Report) -> bytes:
     """The page, in UTF-8. Every text in it is escaped: file names and labels come from whoever made the videos."""
-    filters = {"embedded": _embedded, "embedded_film": _embedded_film, "plain_json": _plain_json}
+    filters: dict[str, Callable[..., Any]] = {"embedded": _embedded, "embedded_film": _embedded_film, "plain_json": _plain_json}
     return pages.render(TEMPLATE, filters, report=report)
 
 

@@ -163,11 +163,23 @@ def ffmpeg_binary(binary: Path | None) -> Path:
 
     Raises:
         ConfigError: it is not there.
+        OSError: the one that came installed does not start.
     """
-    found = shutil.which(binary) if binary else imageio_ffmpeg.get_ffmpeg_exe()
+    found = shutil.which(binary) if binary else _installed_ffmpeg()
     if not found:
         raise ConfigError(f"ffmpeg {binary}: no such program; name another, or none for the one that comes installed")
     return Path(found).absolute()
+
+
+def _installed_ffmpeg() -> str:
+    try:
+        return str(imageio_ffmpeg.get_ffmpeg_exe())
+    except RuntimeError as error:
+        # The trial may have been killed; imageio-ffmpeg would remember that for as long as this process lives.
+        imageio_ffmpeg._utils._get_ffmpeg_exe.cache_clear()
+        raise OSError(
+            "the ffmpeg that came with imageio-ffmpeg does not start; run `lvmae doctor`, or install it anew"
+        ) from error
 
 
 def cut_command(

@@ -111,7 +111,8 @@ class Publisher:
             text = page(report, reasons, links, sources)
             self._posting.put(f"lvmae-{report.stage}", "markdown", text, f"What {report.stage} came to.")
         if _PAGE in links:
-            self._posting.put("lvmae-report", "markdown", markdown.link(_PAGE, links[_PAGE]), "The report for a person.")
+            link = markdown.link(_PAGE, links[_PAGE])
+            self._posting.put("lvmae-report", "markdown", link, "What the encoder is worth, for a person to read.", of_run=True)
         if self._has_progress:
             self._show_progress(100.0, f"{report.stage}: {report.state}")
 
@@ -128,7 +129,8 @@ class Publisher:
                 workspace=self._workspace,
                 links=self._tracked(),
             )
-            self._posting.put("lvmae-failure", "markdown", text, f"Why {stage} stopped, what to do, and how to resume.")
+            description = f"Why {stage} stopped, what to do, and how to resume."
+            self._posting.put("lvmae-failure", "markdown", text, description, of_run=True)
 
     def run_ended(self, error: BaseException | None) -> None:
         """Send what waits, and let go of the log."""

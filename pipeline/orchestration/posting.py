@@ -54,13 +54,15 @@ class Posting:
         self._warned = False
         self._thread: threading.Thread | None = None
 
-    def put(self, key: str, kind: str, data: str | float, description: str) -> None:
+    def put(self, key: str, kind: str, data: str | float, description: str, *, of_run: bool = False) -> None:
         """Show an artifact as one of the current task, or of the flow outside of tasks; returns at once.
 
         Args:
             key: small letters, digits and dashes; an artifact of the same task with the same key is replaced.
+            of_run: whether it belongs to the whole run, and stands first on its page, whatever task makes it.
         """
-        post = Post(kind, data, description, *get_task_and_flow_run_ids())
+        task_run, flow_run = get_task_and_flow_run_ids()
+        post = Post(kind, data, description, None if of_run else task_run, flow_run)
         if self._api_url is None or post.flow_run is None:
             return
         with self._changed:

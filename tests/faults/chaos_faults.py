@@ -19,6 +19,8 @@ _LOADING = ("tokenizer", "precompute", "pretrain")
 """The stages that can have loader workers."""
 _SEEN_S = 45.0
 _MOST_KILLS = 2
+_FULL = (os.strerror(errno.ENOSPC), "NoRoom")
+"""What a run says that was refused a write, or that saw before it began that it would be."""
 BALLAST = ".ballast"
 
 
@@ -166,11 +168,11 @@ def fill_disk(attempt: Attempt, fault: Fault) -> str | None:
     try:
         _fill(ballast)
         deadline = time.monotonic() + _SEEN_S
-        while not (seen := _said(attempt, os.strerror(errno.ENOSPC))):
+        while not (seen := _said(attempt, *_FULL)):
             if attempt.has_ended() or time.monotonic() > deadline:
                 break
             time.sleep(0.5)
-        seen = seen or _said(attempt, os.strerror(errno.ENOSPC))
+        seen = seen or _said(attempt, *_FULL)
     finally:
         ballast.unlink(missing_ok=True)
     return f"the run says {seen[:120]!r}" if seen else None
@@ -267,12 +269,12 @@ def _fill(ballast: Path) -> None:
                     file.write(bytes(size))
 
 
-def _said(attempt: Attempt, text: str) -> str:
-    """The line of the run's log or state that has ``text``."""
+def _said(attempt: Attempt, *texts: str) -> str:
+    """The line of the run's log or state that has one of some texts."""
     lines = [str((attempt.state()["state"] or {}).get("message"))]
     filters = {"logs": {"flow_run_id": {"any_": [attempt.run]}}, "limit": 200}
     lines += [str(line["message"]) for line in servers.call(attempt.site.server, "POST", "/logs/filter", filters)]
-    return next((line for line in lines if text in line), "")
+    return next((line for line in lines if any(text in line for text in texts)), "")
 
 
 def mounted(place: Path, megabytes: int) -> bool:

@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import imageio_ffmpeg
 import pytest
 
 from stages.errors import Reason
@@ -155,3 +156,14 @@ def test_cutting_opens_nothing_but_the_source_the_scratch_and_libraries(tmp_path
     libraries = ("/lib/", "/lib64/", "/usr/lib/", "/etc/ld.so", "/proc/self/", "/sys/devices/system/cpu")
     others = {name for name in opened if not name.startswith(libraries)} - {str(path)}
     assert all("/" not in name for name in others), f"names in the scratch folder alone, not {others}"
+
+
+def test_an_ffmpeg_whose_trial_was_killed_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    library = imageio_ffmpeg._utils
+    monkeypatch.delenv("IMAGEIO_FFMPEG_EXE", raising=False)
+    library._get_ffmpeg_exe.cache_clear()
+    with monkeypatch.context() as patched:
+        patched.setattr(library, "_is_valid_exe", lambda path: False)
+        with pytest.raises(OSError, match="does not start"):
+            ffmpeg_binary(None)
+    assert ffmpeg_binary(None).is_file()
