@@ -6,8 +6,11 @@ import http.client
 import json
 import os
 import secrets
+import shutil
+import sqlite3
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,6 +31,35 @@ def new_secrets() -> dict[str, str]:
     }
 
 
+class Database(NamedTuple):
+    """What a server keeps its state in."""
+
+    url: str
+    """As SQLAlchemy spells it."""
+    place: Path
+    """Its file, or the folder of its files."""
+    pg_dump: Path | None = None
+    """The program that writes it as SQL; ``None``: it is SQLite."""
+
+    def files(self) -> dict[str, bytes]:
+        """Every file of it, by name."""
+        paths = self.place.rglob("*") if self.place.is_dir() else [self.place]
+        return {f"database/{path.name}": path.read_bytes() for path in paths if path.is_file()}
+
+    def rows(self) -> bytes:
+        """All rows as SQL: a value that lies across two pages is whole here."""
+        if self.pg_dump is None:
+            return dump(self.place)
+        argv = [self.pg_dump, "--inserts", self.url.replace("+asyncpg", "")]
+        return subprocess.run(argv, check=True, capture_output=True, timeout=120).stdout
+
+
+def dump(path: Path) -> bytes:
+    """All rows of an SQLite file as SQL."""
+    with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as connection:
+        return "\n".join(connection.iterdump()).encode()
+
+
 class Server(NamedTuple):
     """A running service."""
 
@@ -37,6 +69,8 @@ class Server(NamedTuple):
     environment: Mapping[str, str]
     """What it was started with."""
     log: Path
+    database: Database | None = None
+    """Of Prefect's server."""
 
     @property
     def login(self) -> dict[str, str]:
@@ -89,17 +123,56 @@ class Caller:
 
 @contextlib.contextmanager
 def prefect(folder: Path, values: Mapping[str, str]) -> Iterator[Server]:
-    """Prefect's server with SQLite in place of Postgres."""
+    """Prefect's server with the Postgres of this machine, or with SQLite where none is installed."""
     port = free_port()
     command, environment = service("prefect", values, {"0.0.0.0": "127.0.0.1", "4200": str(port)})
     kept = {name: value for name, value in environment.items() if not name.startswith("PREFECT_SERVER_DATABASE_")}
-    own = {
-        "PREFECT_HOME": str(folder),
-        "PREFECT_SERVER_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{folder}/prefect.db",
-        "PREFECT_SERVER_UI_STATIC_DIRECTORY": f"{folder}/ui",
-    }
-    with _running(folder, Service(command, {**own, **kept}), port, health="/api/health") as (log, full):
-        yield Server(port, values["PREFECT_PASSWORD"], full, log)
+    with _database(folder, environment) as database:
+        own = {
+            "PREFECT_HOME": str(folder),
+            "PREFECT_SERVER_DATABASE_CONNECTION_URL": database.url,
+            "PREFECT_SERVER_UI_STATIC_DIRECTORY": f"{folder}/ui",
+        }
+        with _running(folder, Service(command, {**own, **kept}), port, health="/api/health") as (log, full):
+            yield Server(port, values["PREFECT_PASSWORD"], full, log, database)
+
+
+@contextlib.contextmanager
+def _database(folder: Path, environment: Mapping[str, str]) -> Iterator[Database]:
+    """A database with the account and the name that a service is told of."""
+    programs = max(Path("/usr/lib/postgresql").glob("*/bin"), default=None)
+    if programs is None:
+        path = folder / "prefect.db"
+        yield Database(f"sqlite+aiosqlite:///{path}", path)
+        return
+    user, password, name = (environment[f"PREFECT_SERVER_DATABASE_{part}"] for part in ("USER", "PASSWORD", "NAME"))
+    driver, port = environment["PREFECT_SERVER_DATABASE_DRIVER"], free_port()
+    account = "postgres" if os.getuid() == 0 else None  # Postgres refuses to be run by root
+    with tempfile.TemporaryDirectory(prefix="postgres-") as place:
+        if account:
+            shutil.chown(place, account)
+        data = Path(place) / "data"
+
+        def run(program: str, *arguments: str, **more: Any) -> None:
+            subprocess.run(
+                [programs / program, *arguments],
+                user=account,
+                cwd=place,
+                check=True,
+                stdout=subprocess.DEVNULL,
+                timeout=120,
+                **more,
+            )
+
+        run("initdb", "--pgdata", str(data), "--username", "postgres", "--auth-host", "scram-sha-256")
+        listen = f"-c listen_addresses=127.0.0.1 -c port={port} -c unix_socket_directories={place}"
+        run("pg_ctl", "start", "--wait", "--pgdata", str(data), "--options", listen, "--log", f"{place}/log")
+        try:
+            made = f"CREATE USER {user} PASSWORD '{password}';\nCREATE DATABASE {name} OWNER {user};\n"
+            run("psql", "--host", place, "--port", str(port), "--username", "postgres", "--quiet", input=made.encode())
+            yield Database(f"{driver}://{user}:{password}@127.0.0.1:{port}/{name}", data, programs / "pg_dump")
+        finally:
+            run("pg_ctl", "stop", "--pgdata", str(data), "--mode", "fast")
 
 
 @contextlib.contextmanager

@@ -11,8 +11,6 @@ from tests.faults.chaos import WHOLE, Site
 from tests.faults.situations import Table, copy_of_project
 from tests.pipelines import STAGES
 
-pytestmark = pytest.mark.operation
-
 SEED, NUM_FAULTS = 140, 4
 CHEAP = {
     "kill flow process": 4, "kill flow process and its children": 2, "terminate flow process": 1, "kill ffmpeg": 6,
