@@ -5,10 +5,12 @@ same command continues with it. What was measured of its errors is in ``export.j
 into the metrics of the run.
 """
 
+import errno
 import functools
 import json
 import logging
 import math
+import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -27,6 +29,7 @@ from stages.backends._tracing import placed
 from stages.draws import generator
 from stages.errors import ConfigError, ExportFailed
 from stages.networks import geometry
+from stages.preflight import free
 from stages.storage import artifact
 from stages.storage.artifact import CHECKPOINTS, Artifact, FileRecord, Outcome, Work
 from stages.storage.checkpoints import read_tensors
@@ -40,6 +43,8 @@ RECORD = "export.json"
 EAGER = "eager"
 
 _TIMING_LIMIT_S = 30.0
+_LEAST_FREE_BYTES = 4096
+"""What a disk has at most that is full: one block."""
 
 _log = logging.getLogger(__name__)
 
@@ -158,7 +163,9 @@ def _make(config: Config, pretrain: Artifact, workspace: Workspace, folder: Path
     for backend in missing:
         try:
             made = _export(backend, Probe(encoder, frames, expected), config=config, folder=folder)
-        except Exception as error:  # noqa: BLE001  compilers and exporters raise whatever they like
+        except Exception as error:
+            if free(folder) < _LEAST_FREE_BYTES:  # PyTorch's writer of archives says nothing of the disk
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder)) from error
             _log.info("backend=%s failed", backend.name, exc_info=error)
             failures[backend.name] = error
         else:

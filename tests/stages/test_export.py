@@ -114,6 +114,18 @@ def test_one_form_that_fails_is_named_and_leaves_the_others_and_the_rerun_makes_
     assert undisturbed.artifact.digest == outcome.artifact.digest
 
 
+def test_a_writer_that_says_nothing_of_the_disk_is_no_failed_form_when_the_disk_is_full(
+    encoder: Artifact, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(self: object, *arguments: object) -> None:
+        raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0")
+
+    monkeypatch.setattr(torch_export.Config, "write", broken)
+    monkeypatch.setattr(export, "free", lambda folder: 0)
+    with pytest.raises(OSError, match="No space left on device"):
+        exported(encoder, workspace, backends=("torch_export",))
+
+
 def test_what_an_interrupted_run_left_is_made_again_where_it_is_damaged(
     encoder: Artifact, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
