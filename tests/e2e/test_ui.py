@@ -248,7 +248,7 @@ def test_a_stage_that_failed_goes_on_with_retry(desk: Desk, root: Path) -> None:
     choose(desk, "Overlays", "smoke")
     run = submitted(desk)
     assert servers.wait_for(desk.server, run)["state_type"] == "FAILED"
-    desk.shows(run, "lvmae-failure", "export stopped", "Delete the folder that is named", "lvmae export lvmae --overlay demo")
+    desk.shows(run, "lvmae-failure", "export stopped", "Delete the folder that is named", "lvmae run lvmae --overlay demo")
     desk.screenshot("failure")
 
     shutil.rmtree(encoder.parent)
