@@ -134,6 +134,8 @@ class Site:
     durations: dict[str, float] = dataclasses.field(default_factory=dict)
     """Seconds from the start of a flow process to its end, by stage, undisturbed."""
     warm: subprocess.Popen[bytes] | None = None
+    others: frozenset[int] = frozenset()
+    """Children that this process had before, of other tests."""
 
     @property
     def socket(self) -> Path:
@@ -195,7 +197,7 @@ class Site:
         below = [
             pid for process in (self.warm, *self.workers.values()) if process for pid in processes.descendants(process.pid)
         ]
-        return processes.descendants_beside(os.getpid(), known) + below
+        return processes.descendants_beside(os.getpid(), known | self.others) + below
 
     def command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """What the command line says, with standard error."""
@@ -209,9 +211,10 @@ class Site:
 @contextlib.contextmanager
 def site(folder: Path, root: Path, project: Path = REPOSITORY, **more: str) -> Iterator[Site]:
     """A site with everything running; ``root`` may be kept from an earlier part, ``more`` is for the server's environment."""
+    others = frozenset(processes.children(os.getpid()))
     processes.adopt_orphans()
     with servers.prefect_server(folder / "home", **more) as server:
-        found = Site(folder, server, root, folder / "reference", project)
+        found = Site(folder, server, root, folder / "reference", project, others=others)
         try:
             found.open()
             if not (folder / "deployed").exists():

@@ -1,5 +1,6 @@
 """The campaign of faults and the table of resuming, in a short form: a real server, real workers, one seed."""
 
+import dataclasses
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -60,7 +61,7 @@ def test_a_seed_decides_all_that_is_drawn() -> None:
 @pytest.mark.parametrize("harm", ["byte", "lost", "left over", "scratch"])
 def test_what_must_hold_afterwards_can_fail(smoke_root: Path, site: Site, tmp_path: Path, harm: str) -> None:
     root = Path(shutil.copytree(smoke_root, tmp_path / "root"))
-    harmed = Site(site.folder, site.server, root, smoke_root, workers=site.workers, warm=site.warm)
+    harmed = dataclasses.replace(site, root=root, reference=smoke_root)
     chaos.check(harmed, "precompute")
     victim = next(root.glob("targets/*/targets.zarr/*/codes/c.*"))
     if harm == "byte":
