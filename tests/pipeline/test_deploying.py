@@ -14,7 +14,6 @@ from tests.servers import PrefectServer, call, deploy, deployment, eventually, f
 
 NAMES = [one["name"] for one in yaml.safe_load(DEPLOYMENTS.read_text())["deployments"]]
 CRASHED = "lvmae-crashed"
-pytestmark = pytest.mark.operation
 
 
 @pytest.fixture(scope="module")

@@ -190,7 +190,6 @@ def test_a_prefect_that_asks_for_a_password_says_so(quiet: pytest.MonkeyPatch) -
     assert SECRET not in repr(found)
 
 
-@pytest.mark.operation
 def test_what_is_missing_on_a_prefect_server_is_named(server: None) -> None:
     found = by_name(server_checks.prefect())
     assert found["prefect"].state is State.OK

@@ -130,7 +130,6 @@ def node_runs(client: SyncPrefectClient) -> list[FlowRun]:
     return client.read_flow_runs(flow_filter=FlowFilter(name=FlowFilterName(any_=["lvmae-node"])))
 
 
-@pytest.mark.operation
 def test_when_one_node_fails_or_none_has_room_the_others_are_cancelled(
     deployed: Callable[[int | None], None],
     client: SyncPrefectClient,

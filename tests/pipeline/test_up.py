@@ -19,8 +19,6 @@ from stages.errors import ConfigError
 from stages.storage.workspace import Workspace
 from tests.servers import alive, clean_environment, eventually, spawn
 
-pytestmark = pytest.mark.operation
-
 ADDRESS = re.compile(r"http://127\.0\.0\.1:\d+")
 
 
