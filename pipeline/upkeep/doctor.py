@@ -5,6 +5,7 @@ No secret is printed, not even in part: of credentials only whether they are set
 
 import importlib.metadata
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -16,7 +17,8 @@ from pipeline.upkeep import machine_checks, server_checks
 from pipeline.upkeep.findings import Check, State, fail, ok, warn
 from pipeline.wording import table
 
-_CONSTRAINTS = Path(__file__).parents[2] / "constraints.txt"
+_CONSTRAINTS = Path(os.environ.get("LVMAE_CONSTRAINTS") or Path(__file__).parents[2] / "constraints.txt")
+"""The versions that were tested together: beside the code in a checkout, elsewhere where the variable says."""
 
 
 class _Group(NamedTuple):
