@@ -28,6 +28,7 @@ Result = TypeVar("Result")
 AHEAD = 2
 """Pieces that are under way or waiting per worker: enough that none is idle, few enough that any number of items may come."""
 _SUSPECT_KILLS = 2
+_TRIES_ALONE = 2
 _LAZY = ("pandas",)
 """What pyarrow loads when it is first needed, if it is there: once for all workers rather than in each."""
 _DRAIN_S = 0.2
@@ -114,7 +115,7 @@ def over_processes(
     workers are killed: what they had not finished is not there.
 
     Raises:
-        OSError: workers were killed over the same piece, the last time with nothing else under way.
+        OSError: workers were killed over the same piece, the last times with nothing else under way.
     """
     if num_workers > 1:
         return surviving(functools.partial(_flight, function, num_workers=num_workers, ticked=ticked), items)
@@ -146,7 +147,7 @@ def surviving(flight: Flight, items: Iterable[Any]) -> Generator[Any]:
     Which of the pieces under way cost a worker its life cannot be told, so one that was there twice is done alone.
 
     Raises:
-        OSError: a worker was killed over a piece with nothing else under way.
+        OSError: workers were killed over a piece with nothing else under way.
     """
     left: Iterator[Piece] = itertools.starmap(Piece, enumerate(items))
     while True:
@@ -176,14 +177,19 @@ def _is_suspect(piece: Piece) -> bool:
 
 
 def _alone(flight: Flight, piece: Piece) -> Any:
-    try:
-        ((_, result),) = flight(iter([piece]))
-    except BrokenProcessPool as error:
-        raise OSError(
-            f"worker processes were killed {piece.kills + 1} times, the last with nothing else under way, most likely for "
-            "want of memory: give the run more, or smaller pieces, and run again"
-        ) from error
-    return result
+    """The result of a suspect. It is tried more than once: it may never have begun before, and be killed from outside now."""
+    for tries_left in reversed(range(_TRIES_ALONE)):
+        try:
+            ((_, result),) = flight(iter([piece]))
+        except BrokenProcessPool as error:
+            if not tries_left:
+                raise OSError(
+                    f"worker processes were killed {piece.kills + _TRIES_ALONE} times, the last {_TRIES_ALONE} with nothing else "
+                    "under way, most likely for want of memory: give the run more, or smaller pieces, and run again"
+                ) from error
+        else:
+            return result
+    raise AssertionError("the last try returns or raises")
 
 
 def _flight(

@@ -163,6 +163,18 @@ def test_any_number_of_kills_is_survived_as_long_as_they_are_not_at_the_same_pie
     assert sorted(results) == list(range(30))
 
 
+def test_a_piece_that_waited_while_others_killed_workers_may_still_be_killed_from_outside() -> None:
+    flights = itertools.count()
+
+    def flight(pieces: Iterator[Piece]) -> Generator[tuple[Piece, int]]:
+        number, taken = next(flights), list(itertools.islice(pieces, 2))
+        if number < 3:  # twice beside another one, then once alone
+            raise BrokenProcessPool
+        yield from ((piece, piece.item) for piece in (*taken, *pieces))
+
+    assert sorted(surviving(flight, range(10, 12))) == [10, 11]
+
+
 def test_a_piece_that_was_taken_for_workers_that_are_dead_already_is_not_lost() -> None:
     flights = itertools.count()
 
@@ -183,11 +195,11 @@ def test_a_piece_that_is_under_way_whenever_another_kills_its_worker_is_not_blam
     assert sorted(results) == list(range(40))
 
 
-def test_a_piece_that_kills_its_worker_three_times_is_an_error_that_says_what_to_do(tmp_path: Path) -> None:
+def test_a_piece_that_kills_its_worker_every_time_is_an_error_that_says_what_to_do(tmp_path: Path) -> None:
     results: list[int] = []
     with pytest.raises(OSError, match="want of memory"):
         results.extend(over_processes(die_at, errands(tmp_path, 20), num_workers=2, ticked=ignore))
-    assert len(list(tmp_path.iterdir())) == 3
+    assert len(list(tmp_path.iterdir())) == 4
     assert len(results) == len(set(results)), "no result comes twice"
     assert 3 not in results
 
