@@ -184,8 +184,8 @@ def _alone(flight: Flight, piece: Piece) -> Any:
         except BrokenProcessPool as error:
             if not tries_left:
                 raise OSError(
-                    f"worker processes were killed {piece.kills + _TRIES_ALONE} times, the last {_TRIES_ALONE} with nothing else "
-                    "under way, most likely for want of memory: give the run more, or smaller pieces, and run again"
+                    f"worker processes were killed {piece.kills + _TRIES_ALONE} times, the last {_TRIES_ALONE} with nothing "
+                    "else under way, most likely for want of memory: give the run more, or smaller pieces, and run again"
                 ) from error
         else:
             return result
