@@ -44,7 +44,7 @@ class Database(NamedTuple):
     def files(self) -> dict[str, bytes]:
         """Every file of it, by name."""
         paths = self.place.rglob("*") if self.place.is_dir() else [self.place]
-        return {f"database/{path.name}": path.read_bytes() for path in paths if path.is_file()}
+        return {f"database/{path.relative_to(self.place.parent)}": path.read_bytes() for path in paths if path.is_file()}
 
     def rows(self) -> bytes:
         """All rows as SQL: a value that lies across two pages is whole here."""
